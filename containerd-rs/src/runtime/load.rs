@@ -1,0 +1,275 @@
+//! Finding the shims that were there before us.
+//!
+//! Every bundle is looked at in a task of its own: we serve at once, a request for a task that is still being looked for waits
+//! for that task alone, and a shim that hangs holds up nobody. A bundle without a shim is what a crash or a reboot left: it is
+//! cleaned up and the end of its task is announced, once.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use shim_api::task_types::Status;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use ttrpc::{CallError, Code};
+
+use super::bundle::{self, Bundle};
+use super::lifecycle::{Exit, Stage};
+use super::manager::{Inner, Manager, Subject, remove};
+use super::shim::{self, Shim};
+use super::{Key, Lifecycle, log};
+
+/// How long a shim may take to accept our connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long an empty shim may take to go.
+const EMPTY_DEADLINE: Duration = Duration::from_secs(2);
+/// Clean-ups that run at the same time: each forks.
+const CLEAN_UPS: usize = 4;
+
+impl Manager {
+    /// Looks for bundles and connects to their shims, in the background. `is_sandbox` knows which shims are there without a
+    /// task of their own.
+    ///
+    /// # Errors
+    /// When the state directory cannot be read.
+    pub fn load(&self, is_sandbox: impl Fn(&Key) -> bool + Send + Sync + 'static) -> std::io::Result<usize> {
+        let mut found = bundle::find(&self.0.settings.state)?;
+        found.rests.extend(bundle::orphaned_work(&self.0.settings.state, &self.0.settings.root)?);
+        let is_sandbox = Arc::new(is_sandbox);
+        let count = found.bundles.len();
+        let clean_ups = Arc::new(Semaphore::new(CLEAN_UPS));
+        for key in found.bundles {
+            let (loading, until) = watch::channel(());
+            self.0.expect(key.clone(), until);
+            let inner = Arc::clone(&self.0);
+            let clean_ups = Arc::clone(&clean_ups);
+            let is_sandbox = Arc::clone(&is_sandbox);
+            tokio::spawn(async move {
+                let shim = inner.load(key, &loading, &clean_ups).await;
+                drop(loading);
+                if let Some(shim) = shim {
+                    let has_task = !is_sandbox(&shim.key);
+                    inner.catch_up(&shim, has_task).await;
+                }
+            });
+        }
+        if !found.rests.is_empty() {
+            tokio::task::spawn_blocking(move || {
+                for rest in found.rests {
+                    if let Err(err) = std::fs::remove_dir_all(&rest) {
+                        tracing::warn!(path = %rest.display(), %err, "cannot remove the rest of a bundle");
+                    }
+                }
+            });
+        }
+        Ok(count)
+    }
+}
+
+impl Inner {
+    /// `loading` ends for those who wait when the caller drops it.
+    async fn load(
+        self: &Arc<Self>,
+        key: Key,
+        loading: &watch::Sender<()>,
+        clean_ups: &Semaphore,
+    ) -> Option<Arc<Shim>> {
+        let bundle = self.bundle(&key);
+        let lifecycle = Arc::new(Lifecycle::recall(&bundle.path));
+        let connection = match bundle.read_bootstrap() {
+            Some(bootstrap) => {
+                shim::connect(&bootstrap, CONNECT_DEADLINE).await.map(|client| (bootstrap, client))
+            }
+            // We died between starting it and hearing where it listens: there is no container in it yet.
+            None => Err(containerd_api::Error::new(containerd_api::Kind::NotFound, "no address was noted")),
+        };
+        let (bootstrap, client) = match connection {
+            Ok(connection) => connection,
+            Err(err) => {
+                tracing::info!(task = %key, %err, "no shim any more, cleaning up");
+                let (over, until) = watch::channel(());
+                self.bury(key.clone(), until);
+                // Those who asked for it need not wait for the clean-up.
+                loading.send_replace(());
+                let _permit = clean_ups.acquire().await;
+                self.clean_up(&key, bundle, &lifecycle).await;
+                self.forget(&key);
+                drop(over);
+                return None;
+            }
+        };
+        let logging = CancellationToken::new();
+        log::follow(&bundle.log(), key.clone(), logging.clone());
+        let mut shim = Shim::new(key, bundle, bootstrap, lifecycle, client, logging);
+        shim.recalled = true;
+        Some(self.adopt(shim))
+    }
+
+    /// Asks a shim what became of its task while we were away. Without a deadline: a shim that hangs may come back.
+    async fn catch_up(&self, shim: &Arc<Shim>, has_task: bool) {
+        let state = match shim.state_within("", None).await {
+            Ok(state) => state,
+            Err(CallError::Status(status)) if status.code == Code::NotFound && has_task => {
+                tracing::info!(task = %shim.key, "a shim without a task, taking it down");
+                return self.take_down_empty(shim).await;
+            }
+            Err(_) => return,
+        };
+        if shim.lifecycle.pid() == 0 && state.pid != 0 {
+            shim.lifecycle.set_pid(state.pid);
+        }
+        if state.status != Status::Stopped as i32 {
+            return;
+        }
+        let exit =
+            Exit { pid: state.pid, status: state.exit_status, at: state.exited_at.unwrap_or_default() };
+        if shim.lifecycle.stage() >= Stage::Exited {
+            shim.lifecycle.recall_exit(exit);
+            return;
+        }
+        tracing::info!(task = %shim.key, status = exit.status, "ended while we were away");
+        self.announce_exit(&shim.subject(), exit);
+    }
+
+    /// Ends a shim that has no task: we died before its task was made, or after it was deleted. Whoever asked for either was
+    /// told that it is uncertain, and the shim itself announced what there was to announce.
+    async fn take_down_empty(&self, shim: &Arc<Shim>) {
+        if !shim.begin_ending() {
+            return;
+        }
+        let _ = shim.shutdown().await;
+        let _ = tokio::time::timeout(EMPTY_DEADLINE, shim.client().closed()).await;
+        // A runc that makes the container even now is there as well.
+        self.kill_shim(&shim.key, &shim.bundle).await;
+        self.clean_up_bundle(&shim.key, &shim.bundle, 0).await;
+        self.remove_rest(shim).await;
+    }
+
+    /// Cleans up a bundle whose shim is not there, and announces the end of what ran in it.
+    async fn clean_up(&self, key: &Key, bundle: Bundle, lifecycle: &Arc<Lifecycle>) {
+        self.kill_shim(key, &bundle).await;
+        let exit = self.clean_up_bundle(key, &bundle, lifecycle.pid()).await;
+        self.announce_end(&Subject { key, lifecycle, recalled: true }, exit);
+        if let Err(err) = remove(bundle).await {
+            tracing::error!(task = %key, %err, "cannot remove bundle");
+        }
+    }
+}
+
+/// Which processes belong to a task's shim.
+#[derive(Clone)]
+pub(super) struct Trace {
+    key: Key,
+    bundle: PathBuf,
+    /// Our gRPC address, which the shim was given.
+    address: String,
+}
+
+impl Inner {
+    /// Kills a task's shim, and a runc that works for it, where nobody can reach them by their socket.
+    ///
+    /// Asked again until there is none: a `start` that was at work may fork while we look.
+    pub(super) async fn kill_shim(&self, key: &Key, bundle: &Bundle) {
+        let trace = Trace {
+            key: key.clone(),
+            bundle: bundle.path.clone(),
+            address: self.settings.launcher.grpc_address.clone(),
+        };
+        let work = move || {
+            for _ in 0..20 {
+                let found = trace.processes();
+                if found.is_empty() {
+                    return;
+                }
+                for pid in found {
+                    tracing::warn!(pid, task = %trace.key, "killing a shim that nobody can reach");
+                    kill(pid);
+                }
+            }
+        };
+        let _ = tokio::task::spawn_blocking(work).await;
+    }
+}
+
+impl Trace {
+    fn processes(&self) -> Vec<u32> {
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| *pid != std::process::id() && self.is_of(*pid))
+            .collect()
+    }
+
+    /// By its working directory (containerd's shims stay in the bundle, as does runc), or by its arguments (ours leaves it).
+    fn is_of(&self, pid: u32) -> bool {
+        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| is_same(&cwd, &self.bundle))
+            || std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| self.was_started_with(&line))
+    }
+
+    fn was_started_with(&self, command_line: &[u8]) -> bool {
+        let args: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+        let says = |flag: &[u8], value: &str| {
+            args.windows(2).any(|pair| pair[0] == flag && pair[1] == value.as_bytes())
+        };
+        says(b"-namespace", &self.key.namespace)
+            && says(b"-id", &self.key.id)
+            && says(b"-address", &self.address)
+    }
+}
+
+fn is_same(cwd: &Path, bundle: &Path) -> bool {
+    cwd == bundle || cwd.as_os_str().as_bytes() == [bundle.as_os_str().as_bytes(), b" (deleted)"].concat()
+}
+
+/// Kills a process and waits for its end, a second at most. By descriptor: a pid that is used again is not hit.
+fn kill(pid: u32) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+    if rustix::process::pidfd_send_signal(&process, Signal::KILL).is_ok() {
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let _ = rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&second));
+    }
+}
+
+/// Kills a container's init if that pid is still in a control group with the container's id in its name: when the shim
+/// binary itself could not clean up. The kernel ends the rest of its pid namespace.
+pub(super) fn kill_container(init: u32, id: &str) {
+    if init == 0 {
+        return;
+    }
+    let groups = PathBuf::from(format!("/proc/{init}/cgroup"));
+    let ours = std::fs::read_to_string(groups).is_ok_and(|groups| {
+        groups.lines().any(|line| line.rsplit('/').next().is_some_and(|name| name.contains(id)))
+    });
+    if ours {
+        kill(init);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_is_known_by_its_arguments() {
+        let trace =
+            Trace { key: Key::new("moby", "c1"), bundle: PathBuf::from("/b"), address: "/run/c.sock".into() };
+        let line = |words: &str| words.replace(' ', "\0").into_bytes();
+        assert!(trace.was_started_with(&line("/x/shim -namespace moby -id c1 -address /run/c.sock")));
+        assert!(trace.was_started_with(&line("shim -namespace moby -address /run/c.sock -id c1 start")));
+        for other in [
+            "shim -namespace moby -id c11 -address /run/c.sock",
+            "shim -namespace other -id c1 -address /run/c.sock",
+            "shim -namespace moby -id c1 -address /run/other.sock",
+            "sh -c -id",
+            "",
+        ] {
+            assert!(!trace.was_started_with(&line(other)), "{other}");
+        }
+        assert!(is_same(Path::new("/b (deleted)"), Path::new("/b")));
+    }
+}
