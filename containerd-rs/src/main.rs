@@ -8,7 +8,7 @@ use containerd_rs::config::{Config, ConfigError};
 use containerd_rs::{Daemon, version};
 
 /// How often to look whether memory can be given back.
-const REST: std::time::Duration = std::time::Duration::from_secs(5);
+const REST: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let matches = command().get_matches();

@@ -32,7 +32,7 @@ const BLOCKING_IDLE: Duration = Duration::from_secs(5);
 /// How long requests in flight may take to finish at a stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often to look whether memory can be given back.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(2);
 /// Layers of heap the allocator may keep; each thread would otherwise get its own.
 const ARENAS: i32 = 2;
 

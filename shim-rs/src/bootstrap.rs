@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -109,9 +109,17 @@ pub fn start(args: &Args) -> Result<(), Box<dyn Error>> {
     };
     let socket = socket_path(&containerd, &args.namespace, owner);
     let address = format!("unix://{}", socket.display());
-    let listener = match listen(&socket)? {
+    let mut listening = listen(&socket)?;
+    if spec.group.is_none()
+        && let Listening::Elsewhere(connection) = &listening
+    {
+        // A container that shares its shim with nobody is started anew: whoever is there is one that containerd has lost.
+        crate::cleanup::end_lost(connection, &bundle, &args.id);
+        listening = listen(&socket)?;
+    }
+    let listener = match listening {
         Listening::Ours(listener) => listener,
-        Listening::Elsewhere => {
+        Listening::Elsewhere(_) => {
             std::fs::write(bundle.join(ADDRESS_FILE), &address)?;
             return answer(&dialect, &address);
         }
@@ -171,7 +179,7 @@ fn runtime_options(dialect: &Dialect, input: &[u8]) -> shim_api::runc_options::O
 enum Listening {
     Ours(UnixListener),
     /// Another shim is there and answers.
-    Elsewhere,
+    Elsewhere(UnixStream),
 }
 
 fn listen(socket: &Path) -> io::Result<Listening> {
@@ -184,8 +192,8 @@ fn listen(socket: &Path) -> io::Result<Listening> {
             Err(err) if err.kind() == io::ErrorKind::AddrInUse => {}
             Err(err) => return Err(err),
         }
-        if sys::unixpath::connect_nonblocking(socket).is_ok() {
-            return Ok(Listening::Elsewhere);
+        if let Ok(connection) = sys::unixpath::connect_nonblocking(socket) {
+            return Ok(Listening::Elsewhere(connection));
         }
         // Left by a shim that was killed.
         let _ = std::fs::remove_file(socket);

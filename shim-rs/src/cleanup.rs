@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -112,11 +113,22 @@ fn remove_socket(args: &Args, bundle: &Path) {
         if socket != own || is_group(bundle) {
             return;
         }
-        if let Ok(peer) = rustix::net::sockopt::socket_peercred(&connection) {
-            end(peer.pid.as_raw_nonzero().get());
-        }
+        end_peer(&connection);
     }
     let _ = std::fs::remove_file(socket);
+}
+
+/// Ends a shim that nobody knows of any more, and what runs in the control groups of the container that it would serve: they are to be `id`'s again.
+/// What the runtime has of it is cleared away when the container is made.
+pub fn end_lost(connection: &UnixStream, bundle: &Path, id: &str) {
+    end_peer(connection);
+    remove_cgroups(bundle, id);
+}
+
+fn end_peer(connection: &UnixStream) {
+    if let Ok(peer) = rustix::net::sockopt::socket_peercred(connection) {
+        end(peer.pid.as_raw_nonzero().get());
+    }
 }
 
 fn is_group(bundle: &Path) -> bool {

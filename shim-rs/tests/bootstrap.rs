@@ -130,6 +130,19 @@ fn containers_of_one_sandbox_share_a_shim_and_a_dead_one_is_replaced() {
 }
 
 #[test]
+fn a_shim_that_containerd_has_lost_is_replaced() {
+    let place = Place::new();
+    let bundle = place.bundle("lost", "{}");
+    let first = String::from_utf8(place.start("lost", &bundle, None, b"")).unwrap();
+    let pid: i32 = std::fs::read_to_string(bundle.join("shim.pid")).unwrap().parse().unwrap();
+    // Nobody shares it, and containerd has no task of that name: else it would not ask for a start.
+    let second = String::from_utf8(place.start("lost", &bundle, None, b"")).unwrap();
+    assert_eq!(second, first);
+    eventually("the lost one ends", || common::is_zombie(pid));
+    assert_ne!(connect_and_end(&second, service::TASK_V3), pid);
+}
+
+#[test]
 fn a_shim_holds_nothing_of_its_caller_s() {
     let place = Place::new();
     let bundle = place.bundle("free", "{}");

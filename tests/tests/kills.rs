@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use e2e_tests::containerd::{Containerd, REGISTRY};
-use e2e_tests::image;
+use e2e_tests::{Random, image, number};
 
 /// What is interrupted. `$I` is an image that is there and has to survive, `$N` a number that is new each time.
 const WORK: &[&str] = &[
@@ -33,29 +33,17 @@ const SOUND: &str = "
     done
 ";
 
-/// A number from a row that depends on the seed alone.
-fn random(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 #[test]
 fn a_kill_at_any_point_breaks_nothing() {
     let mut containerd = Containerd::start();
     containerd.registry();
     big_image(&containerd);
     containerd.sh(&format!("{} ctr image pull --plain-http $I", settings(0))).ok();
-    let mut state = number("E2E_SEED", 0x5eed) | 1;
+    let mut random = Random::new(number("E2E_SEED", 0x5eed));
     let mut slowest = Duration::ZERO;
     for at in 1..=number("E2E_KILLS", 12) {
-        let script = WORK[usize::try_from(random(&mut state)).unwrap_or(0) % WORK.len()];
-        let delay = Duration::from_micros(20_000 + random(&mut state) % 600_000);
+        let script = WORK[random.index(WORK.len())];
+        let delay = Duration::from_micros(20_000 + random.below(600_000));
         let mut command = containerd.command("sh");
         command
             .args(["-c", &format!("{}{script}", settings(at))])

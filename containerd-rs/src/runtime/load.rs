@@ -18,14 +18,12 @@ use ttrpc::{CallError, Code};
 
 use super::bundle::{self, Bundle};
 use super::lifecycle::{Exit, Stage};
-use super::manager::{Inner, Manager, Subject, remove};
+use super::manager::{GOING_DEADLINE, Inner, Manager, Subject, remove};
 use super::shim::{self, Shim};
 use super::{Key, Lifecycle, log};
 
 /// How long a shim may take to accept our connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// How long an empty shim may take to go.
-const EMPTY_DEADLINE: Duration = Duration::from_secs(2);
 /// Clean-ups that run at the same time: each forks.
 const CLEAN_UPS: usize = 4;
 
@@ -141,7 +139,7 @@ impl Inner {
             return;
         }
         let _ = shim.shutdown().await;
-        let _ = tokio::time::timeout(EMPTY_DEADLINE, shim.client().closed()).await;
+        let _ = tokio::time::timeout(GOING_DEADLINE, shim.client().closed()).await;
         // A runc that makes the container even now is there as well.
         self.kill_shim(&shim.key, &shim.bundle).await;
         self.clean_up_bundle(&shim.key, &shim.bundle, 0).await;

@@ -29,6 +29,8 @@ use crate::events::Exchange;
 
 /// A shim that was just started listens already; this is for a machine that stands still.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a shim that was told to shut down may take to be gone.
+pub(super) const GOING_DEADLINE: Duration = Duration::from_secs(2);
 /// What a killed process's exit status is when nobody can say more: 128 + SIGKILL.
 const KILLED: u32 = 137;
 
@@ -324,9 +326,11 @@ impl Inner {
             Ok(pid) => Ok(pid),
             Err(err) => {
                 if shim.begin_ending() {
-                    // The shim may have got half-way; it answers NotFound if it has not.
-                    let _ = shim.delete("").await;
-                    self.take_down(&shim).await;
+                    // The shim may have got half-way; it answers NotFound if it has not, and not at all if it was killed.
+                    match shim.delete("").await {
+                        Err(CallError::Closed(_)) => self.clean_up_after_death(&shim).await,
+                        _ => self.take_down(&shim).await,
+                    }
                 } else {
                     shim.gone().await;
                 }
@@ -354,10 +358,15 @@ impl Inner {
         let bundle = self.bundle(key);
         bundle.create(&create.spec).map_err(|err| Error::internal("create bundle", err))?;
         let launched = self.launch_in(key, create, &binary, &bundle).await;
-        if launched.is_err()
-            && let Err(err) = remove(bundle).await
-        {
-            tracing::warn!(task = %key, %err, "cannot remove the bundle of a shim that did not start");
+        if launched.is_err() {
+            if create.endpoint.is_none() {
+                // What was to start it may have been killed after it had; then there is one that nobody knows of.
+                self.kill_shim(key, &bundle).await;
+                self.clean_up_bundle(key, &bundle, 0).await;
+            }
+            if let Err(err) = remove(bundle).await {
+                tracing::warn!(task = %key, %err, "cannot remove the bundle of a shim that did not start");
+            }
         }
         launched
     }
@@ -386,11 +395,7 @@ impl Inner {
         bundle.write_bootstrap(&bootstrap).map_err(note)?;
         let client = match shim::connect(&bootstrap, CONNECT_DEADLINE).await {
             Ok(client) => client,
-            Err(err) => {
-                // It may be alive all the same.
-                self.kill_shim(key, bundle).await;
-                return Err(failed(err));
-            }
+            Err(err) => return Err(failed(err)),
         };
         let mut shim = Shim::new(key.clone(), bundle.clone(), bootstrap, lifecycle, client, logging);
         shim.shared = create.endpoint.is_some();
@@ -423,12 +428,17 @@ impl Inner {
 
     /// Ends a shim that has no container any more, and removes its bundle. The caller has claimed the ending.
     async fn take_down(&self, shim: &Arc<Shim>) {
-        if !shim.shared
-            && let Err(err) = shim.shutdown().await
-        {
-            tracing::warn!(task = %shim.key, %err, "shim does not shut down");
-            if !self.shares_process(shim) {
+        if !shim.shared {
+            if let Err(err) = shim.shutdown().await {
+                tracing::warn!(task = %shim.key, %err, "shim does not shut down");
+            }
+            // One that others are in stays for them. Any other is gone before its name is free, or it would be in the way of the next.
+            if !self.shares_process(shim)
+                && tokio::time::timeout(GOING_DEADLINE, shim.client().closed()).await.is_err()
+            {
+                tracing::warn!(task = %shim.key, "shim stays, killing it");
                 self.kill_shim(&shim.key, &shim.bundle).await;
+                self.clean_up_bundle(&shim.key, &shim.bundle, 0).await;
             }
         }
         self.remove_rest(shim).await;
@@ -452,6 +462,8 @@ impl Inner {
 
     /// What a shim that died left behind is removed, and its task's end announced. The caller has claimed the ending.
     pub(super) async fn clean_up_after_death(&self, shim: &Arc<Shim>) {
+        // A runc that it had started goes on by itself, and may make the container even now.
+        self.kill_shim(&shim.key, &shim.bundle).await;
         let exit = self.clean_up_bundle(&shim.key, &shim.bundle, shim.lifecycle.pid()).await;
         self.announce_end(&shim.subject(), exit);
         self.remove_rest(shim).await;

@@ -1,4 +1,4 @@
-//! Control groups, read only: where a process lives, its counters, and notice of the out-of-memory killer. Versions 1, 2 and both at once.
+//! Control groups: where a process lives, its counters, its freezer, and notice of the out-of-memory killer. Versions 1, 2 and both at once.
 //!
 //! Everything here tolerates a group that vanishes while it is read: what is gone counts as absent, not as an error.
 
@@ -87,6 +87,40 @@ impl Groups {
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
+    }
+
+    /// Asks the kernel to freeze or thaw the group; [`Groups::is_frozen`] tells how far it is.
+    ///
+    /// # Errors
+    /// `NotFound` where the machine has no freezer, or the group is gone.
+    pub fn set_frozen(&self, frozen: bool) -> io::Result<()> {
+        let (file, words) = self.freezer()?;
+        std::fs::write(file, words[usize::from(frozen)])
+    }
+
+    /// Whether every process in the group stands still.
+    ///
+    /// # Errors
+    /// As [`Groups::set_frozen`].
+    pub fn is_frozen(&self) -> io::Result<bool> {
+        match self.mode() {
+            Mode::Legacy => Ok(std::fs::read_to_string(self.freezer()?.0)?.trim() == "FROZEN"),
+            Mode::Unified => {
+                let events = self.freezer()?.0.with_file_name("cgroup.events");
+                Ok(keyed(&events).get("frozen") == Some(&1))
+            }
+        }
+    }
+
+    /// The file that freezes, and its words for no and yes.
+    fn freezer(&self) -> io::Result<(PathBuf, [&'static str; 2])> {
+        let found = match self.mode() {
+            Mode::Legacy => {
+                self.controller("freezer").map(|group| (group.join("freezer.state"), ["THAWED", "FROZEN"]))
+            }
+            Mode::Unified => self.unified.as_ref().map(|group| (group.join("cgroup.freeze"), ["0", "1"])),
+        };
+        found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
     /// How often the kernel killed a process of this group for want of memory.
@@ -309,6 +343,39 @@ mod tests {
         }
         assert!(!group.exists());
         kill_and_remove(&group).unwrap();
+    }
+
+    #[test]
+    fn a_group_is_frozen_and_thawed() {
+        let name = format!("sys-frozen-{}", std::process::id());
+        let mine = Groups::of(std::process::id() as i32).unwrap();
+        let mut groups = Groups::default();
+        // A group of our own in the hierarchy that freezes; needs root, as every machine that runs containers gives.
+        match mine.mode() {
+            Mode::Legacy => {
+                let Some(root) = mine.controller("freezer") else { return };
+                groups.controllers.insert("freezer".into(), root.join(&name));
+            }
+            Mode::Unified => groups.unified = mine.unified.map(|root| root.join(&name)),
+        }
+        let group = groups.freezer().unwrap().0.parent().unwrap().to_owned();
+        if std::fs::create_dir(&group).is_err() {
+            return;
+        }
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        std::fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
+        for frozen in [true, false] {
+            groups.set_frozen(frozen).unwrap();
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+            while groups.is_frozen().unwrap() != frozen {
+                assert!(std::time::Instant::now() < deadline);
+            }
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        std::fs::remove_dir(&group).unwrap();
+        assert!(groups.set_frozen(true).is_err());
+        assert!(Groups::default().set_frozen(true).is_err());
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 /// How much processor time a look may find used since the one before it for the daemon to be called idle.
 const IDLE: Duration = Duration::from_millis(20);
-/// How much must have been used since memory was last given back for it to be worth the while. What only the start needed is always worth it.
-const WORTH: Duration = Duration::from_millis(100);
+/// How much must have been used since memory was last given back for it to be worth the while (to page it in
+/// again takes less than one). What only the start needed is always worth it.
+const WORTH: Duration = Duration::from_millis(25);
 
 /// Limits the number of heaps that threads spread over. Fewer heaps give freed memory back sooner and contend more; daemons that are idle most
 /// of the time want few. A C library without such heaps ignores it.
@@ -156,8 +157,7 @@ mod tests {
     fn memory_is_given_back_after_the_start_and_once_after_work() {
         let mut rest = Rest::default();
         let at = Duration::from_millis;
-        let looks: Vec<bool> =
-            [30, 35, 40, 150, 155, 160, 220, 225].map(|used| rest.rests(at(used))).into();
+        let looks: Vec<bool> = [30, 35, 40, 150, 155, 160, 172, 175].map(|used| rest.rests(at(used))).into();
         assert_eq!(looks, [false, true, false, false, true, false, false, false]);
     }
 }

@@ -23,6 +23,31 @@ use crate::stdio::console::Console;
 /// How long the exits of execs that died with init are waited for, so that they are told first.
 const EXECS_FIRST: Duration = Duration::from_secs(5);
 
+/// How long the processes of a container may take to stand still.
+const FREEZING: Duration = Duration::from_secs(10);
+/// How long the kernel is left to freeze them before it is asked anew.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Waits until a group that was asked to is frozen or thawed.
+async fn settle(groups: &Groups, frozen: bool) -> std::io::Result<()> {
+    let began = std::time::Instant::now();
+    let mut asked = began;
+    while groups.is_frozen()? != frozen {
+        if began.elapsed() > FREEZING {
+            groups.set_frozen(false)?;
+            return Err(std::io::Error::other("unable to freeze: a process does not stand still"));
+        }
+        if asked.elapsed() > ASK_AGAIN {
+            // Version 1: one that was being made while the others froze may hold them up for ever.
+            groups.set_frozen(!frozen)?;
+            groups.set_frozen(frozen)?;
+            asked = std::time::Instant::now();
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
 /// A container.
 pub struct Container {
     /// Its id.
@@ -120,6 +145,18 @@ impl Container {
         let (bundle, id) = (self.bundle.clone(), self.id.clone());
         let _ = tokio::task::spawn_blocking(move || crate::cleanup::remove_cgroups(&bundle, &id)).await;
         self.runc.clear_left(&self.id).await;
+    }
+
+    /// Freezes or thaws all its processes: the group itself, where containers are plain processes; else the runtime does it.
+    pub async fn freeze(&self, frozen: bool) -> Result<(), String> {
+        let operation = if frozen { "OCI runtime pause failed" } else { "OCI runtime resume failed" };
+        let groups = self.groups().filter(|_| self.runc.runs_plain_processes());
+        if let Some(groups) = groups
+            && groups.set_frozen(frozen).is_ok()
+        {
+            return settle(&groups, frozen).await.map_err(|err| format!("{operation}: {err}"));
+        }
+        self.runc.freeze(&self.id, frozen).await.map_err(|err| err.told_as(operation))
     }
 
     /// Starts init, or restores it.

@@ -384,8 +384,7 @@ impl Shim {
             State::Paused(_) => return Err(unknown("cannot pause a paused container")),
             State::Stopped { .. } => return Err(unknown("cannot pause a stopped container")),
         };
-        let paused = container.runc.freeze(&container.id, true).await;
-        paused.map_err(|err| unknown(err.told_as("OCI runtime pause failed")))?;
+        container.freeze(true).await.map_err(unknown)?;
         container.init.set_state(State::Paused(live));
         self.events.publish(topic::TASK_PAUSED, &wire::TaskPaused { container_id: request.id });
         Ok(())
@@ -401,8 +400,7 @@ impl Shim {
             State::Running(_) => return Err(unknown("cannot resume a running process")),
             State::Stopped { .. } => return Err(unknown("cannot resume a stopped container")),
         };
-        let resumed = container.runc.freeze(&container.id, false).await;
-        resumed.map_err(|err| unknown(err.told_as("OCI runtime resume failed")))?;
+        container.freeze(false).await.map_err(unknown)?;
         container.init.set_state(State::Running(live));
         self.events.publish(topic::TASK_RESUMED, &wire::TaskResumed { container_id: request.id });
         Ok(())
