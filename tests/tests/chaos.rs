@@ -65,7 +65,7 @@ fn any_process_of_the_chain_may_be_killed() {
     for life in 0..number("E2E_CHAOS", 30) {
         let code = 1 + random.below(100);
         let script = format!("usleep {}; exit {code}", random.below(60_000));
-        let args = ["run", "-d", "--name", "c", "busybox", "sh", "-c", &script];
+        let args = ["run", "-d", "--name", "one", "busybox", "sh", "-c", &script];
         let client = engine
             .docker_command(&args)
             .stdout(Stdio::piped())
@@ -89,7 +89,7 @@ fn any_process_of_the_chain_may_be_killed() {
         let told = |what: &str| format!("life {life}, {kind:?} killed, {what}: {ran:?}");
         let outcome = || {
             let format = "{{.State.Status}} {{.State.ExitCode}}|{{.State.Error}}";
-            let seen = engine.docker(&["inspect", "--type", "container", "--format", format, "c"]);
+            let seen = engine.docker(&["inspect", "--type", "container", "--format", format, "one"]);
             (seen.code == 0).then(|| seen.stdout.trim().to_owned())
         };
         let over = || outcome().is_none_or(|outcome| !outcome.starts_with("running"));
@@ -98,14 +98,14 @@ fn any_process_of_the_chain_may_be_killed() {
         if let Some(end) = &end {
             assert!(is_true(end, code, Some(kind)), "{}", told(end));
             if random.below(2) == 0 {
-                let again = engine.docker(&["start", "-a", "c"]);
+                let again = engine.docker(&["start", "-a", "one"]);
                 assert_eq!(again.code, i32::try_from(code).unwrap_or(-1), "{} {again:?}", told("started"));
             }
-            engine.docker(&["rm", "-f", "c"]).ok();
+            engine.docker(&["rm", "-f", "one"]).ok();
         } else {
             assert_ne!(ran.code, 0, "{}", told("lost"));
         }
-        let next = engine.docker(&["run", "--rm", "--name", "c", "busybox", "sh", "-c", &script]);
+        let next = engine.docker(&["run", "--rm", "--name", "one", "busybox", "sh", "-c", &script]);
         assert_eq!(next.code, i32::try_from(code).unwrap_or(-1), "{} {next:?}", told("the name again"));
         wait_for("nothing to be left of it", || parts(&engine).iter().all(|(part, _)| *part < Part::Shim));
     }

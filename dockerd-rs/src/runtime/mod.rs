@@ -23,6 +23,9 @@ use crate::error::Result;
 /// What names of leases and writes of engines begin with.
 const OURS: &str = "engine-";
 
+/// How long a call waits for a containerd that is being started again.
+const RESTART: Duration = Duration::from_secs(3);
+
 /// A connection to containerd in one namespace; cheap to clone. It reconnects by itself after containerd was away.
 #[derive(Clone)]
 pub struct Runtime {
@@ -40,7 +43,7 @@ impl Runtime {
     /// None today; building the endpoint could fail.
     pub fn new(socket: &Path, namespace: &str) -> Result<Self> {
         Ok(Self {
-            channel: containerd_api::client::connect_lazy(socket),
+            channel: containerd_api::client::connect_lazy(socket, RESTART),
             namespace: namespace.to_owned(),
             catalog: Arc::default(),
             held: Arc::default(),

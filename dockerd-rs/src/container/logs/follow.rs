@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::io::Interest;
@@ -15,6 +16,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::readers::Readers;
+
+/// What each follower beyond the first adds to the pause between two tellings.
+const PAUSE_EACH: Duration = Duration::from_micros(300);
+/// The longest pause: what a person who looks on takes for at once.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// The watches; cheap to clone.
 #[derive(Clone)]
@@ -155,17 +161,36 @@ async fn listen(shared: Weak<Shared>) {
             let table = shared.table();
             grown.iter().filter_map(|watch| table.by_watch.get(watch)?.upgrade()).collect()
         };
+        let mut followers = 0;
         for watched in told {
+            followers += watched.count.receiver_count();
             watched.count.send_modify(|count| *count += 1);
         }
+        drop(shared);
+        tokio::time::sleep(pause(followers)).await;
     }
+}
+
+/// How long growth gathers after so many were told of some: each of them wakes a client, and together they would take the container's processor for
+/// handing over single lines.
+fn pause(followers: usize) -> Duration {
+    let followers = u32::try_from(followers).unwrap_or(u32::MAX);
+    PAUSE_EACH.saturating_mul(followers.saturating_sub(1)).min(PAUSE_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::time::Duration;
+
+    #[test]
+    fn one_follower_hears_at_once_and_many_together() {
+        assert_eq!(pause(0), Duration::ZERO);
+        assert_eq!(pause(1), Duration::ZERO);
+        assert!(pause(2) < Duration::from_millis(1));
+        assert!(pause(100) > Duration::from_millis(20));
+        assert_eq!(pause(usize::MAX), PAUSE_MAX);
+    }
 
     #[tokio::test]
     async fn growth_and_rotation_are_heard_by_all_and_the_watch_goes_with_the_last() {
