@@ -36,7 +36,7 @@ pub fn config(host: &Host) -> Result<ClientConfig, HostsError> {
             let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
             Some(verifier.build().map_err(|err| bad(Path::new("tls"), err))?)
         };
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Trusted { chain, named, provider }))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Trusted { chain, named, signatures: Anyone(provider) }))
     };
     let Some((cert, key)) = host.client.first() else { return Ok(builder.with_no_client_auth()) };
     let chain = certificates(cert)?;
@@ -90,7 +90,8 @@ fn bad(path: &Path, err: impl std::fmt::Display) -> HostsError {
 struct Trusted {
     chain: Option<Arc<WebPkiServerVerifier>>,
     named: Vec<CertificateDer<'static>>,
-    provider: Arc<CryptoProvider>,
+    /// Whether the peer holds the key of its certificate is checked for these as for any other.
+    signatures: Anyone,
 }
 
 impl ServerCertVerifier for Trusted {
@@ -123,8 +124,7 @@ impl ServerCertVerifier for Trusted {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+        self.signatures.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -133,12 +133,11 @@ impl ServerCertVerifier for Trusted {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+        self.signatures.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.signatures.supported_verify_schemes()
     }
 }
 
