@@ -12,7 +12,7 @@ struct Fixture {
 
 fn open(dir: tempfile::TempDir) -> Fixture {
     let db = Db::open(&dir.path().join("meta.redb"), Arc::new(Exchange::new())).unwrap();
-    let store = Store::open(&dir.path().join("content"), Arc::clone(&db), Collector::new()).unwrap();
+    let store = Store::open(&dir.path().join("content"), Arc::clone(&db), Collector::new(), None).unwrap();
     Fixture { store, db, dir }
 }
 
