@@ -188,7 +188,13 @@ const TASKS: &[Row] = &[
     ),
     (Both, "mkdir cp && ctr tasks checkpoint --image-path $DIR/cp --work-path $DIR/cp k1 && ls cp", 0, "pages.img\n"),
     (Both, "ls -d $DIR/state/*checkpoint/new-* 2> no | wc -l", 0, "0\n"),
-    (Both, "ctr tasks checkpoint c1", 1, "criu"),
+    (
+        Both,
+        "ctr run -d --runc-binary $RUNC $I bad sleep 100 && ctr tasks checkpoint bad",
+        1,
+        "cannot dump bad",
+    ),
+    (Both, "ctr tasks rm -f bad 2> no; ctr containers rm bad; ctr image ls -q | grep -c checkpoint/bad", 1, "0\n"),
     (
         Both,
         "ctr run -d --runc-binary $RUNC $I k2 sleep 100 && ctr containers checkpoint --task k2 cpi:1 && ctr tasks rm -f k2; ctr containers rm k2
@@ -395,6 +401,7 @@ for a; do
 done
 case $verb in
 checkpoint)
+    [ $p != bad ] || { echo cannot dump bad >&2; exit 1; }
     echo pages > $image/pages.img
     exit;;
 restore)

@@ -95,21 +95,28 @@ impl Store {
     pub fn open_blob(&self, namespace: &str, digest: &Digest) -> Result<(File, u64), Error> {
         let info = self.info(namespace, digest)?;
         let size = u64::try_from(info.size).unwrap_or(0);
-        let home = self.db.get::<Blob>(GLOBAL, digest.as_str())?.map(|blob| blob.home).unwrap_or_default();
-        if !home.is_empty() {
-            let Some(remote) = &self.remote else {
-                let what = format!("content {digest} is in a content store that is not configured any more");
-                return Err(Error::new(Kind::Unavailable, what));
-            };
-            // The calling thread waits, and the runtime goes on without it.
-            let fetch = || tokio::runtime::Handle::current().block_on(remote.fetch(&home, digest));
-            return Ok((tokio::task::block_in_place(fetch)?, size));
+        match File::open(self.path(digest)) {
+            Ok(file) => Ok((file, size)),
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok((self.fetch(digest)?, size)),
+            Err(err) => Err(Error::internal(format_args!("open content {digest}"), err)),
         }
-        let file = File::open(self.path(digest)).map_err(|err| match err.kind() {
-            std::io::ErrorKind::NotFound => not_found(digest),
-            _ => Error::internal(format_args!("open content {digest}"), err),
-        })?;
-        Ok((file, size))
+    }
+
+    /// A blob whose bytes are not here: from the process that has them.
+    fn fetch(&self, digest: &Digest) -> Result<File, Error> {
+        let home = self.db.get::<Blob>(GLOBAL, digest.as_str())?.map(|blob| blob.home).unwrap_or_default();
+        match &self.remote {
+            _ if home.is_empty() => Err(not_found(digest)),
+            None => {
+                let what = format!("content {digest} is in a content store that is not configured any more");
+                Err(Error::new(Kind::Unavailable, what))
+            }
+            Some(remote) => {
+                // The calling thread waits, and the runtime goes on without it.
+                let fetch = || tokio::runtime::Handle::current().block_on(remote.fetch(&home, digest));
+                tokio::task::block_in_place(fetch)
+            }
+        }
     }
 
     /// A blob small enough to be held in memory: a manifest or a configuration.
