@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub const DEFAULT_PATH: &str = "/etc/containerd/config.toml";
 /// The version we write.
 const VERSION: i64 = 3;
+/// Our own content store.
+const CONTENT: &str = "io.containerd.content.v1.content";
 /// How deep files may import files.
 const MAX_IMPORT_DEPTH: usize = 8;
 
@@ -138,6 +140,8 @@ pub enum ConfigError {
     TooDeep { path: PathBuf },
     #[error("{0} must be an absolute path")]
     NotAbsolute(&'static str),
+    #[error("proxy plugin {name} is not the only content store; disable {CONTENT} to use it, and have one")]
+    TwoContentStores { name: String },
     #[error("root and state must be different paths")]
     SamePaths,
 }
@@ -209,6 +213,23 @@ impl Config {
     /// The table of a plugin such as `io.containerd.gc.v1.scheduler`.
     pub fn plugin(&self, name: &str) -> Option<&toml::Table> {
         self.plugins.get(name)
+    }
+
+    /// Where the process listens that keeps the bytes of blobs in place of our own content store, if there is one.
+    ///
+    /// # Errors
+    /// There are two content stores, and nothing says which to use.
+    pub fn content_proxy(&self) -> Result<Option<&Path>, ConfigError> {
+        let mut proxies = self.proxy_plugins.iter().filter(|(_, plugin)| plugin.kind == "content");
+        match (proxies.next(), proxies.next()) {
+            (None, _) => Ok(None),
+            (Some((name, _)), other) => {
+                if other.is_some() || !self.disabled_plugins.iter().any(|plugin| plugin == CONTENT) {
+                    return Err(ConfigError::TwoContentStores { name: name.clone() });
+                }
+                Ok(self.proxy_plugins.get(name).map(|plugin| plugin.address.as_path()))
+            }
+        }
     }
 
     /// The whole as a file.
@@ -348,6 +369,20 @@ oom_score = -999
         let text = Config::default().to_toml();
         assert_eq!(load(&[("c.toml", &text)]).unwrap().to_toml(), text);
     }
+
+    #[test]
+    fn another_content_store_has_to_be_the_only_one() {
+        let proxy = "[proxy_plugins.a]\ntype = 'content'\naddress = '/a'\n";
+        let disabled = "version = 3\ndisabled_plugins = ['io.containerd.content.v1.content']\n";
+        let with = |text: String| {
+            load(&[("c.toml", &text)]).unwrap().content_proxy().map(|at| at.map(Path::to_owned))
+        };
+        assert_eq!(with("version = 3\n".to_owned()).unwrap(), None);
+        assert_eq!(with(format!("{disabled}{proxy}")).unwrap(), Some("/a".into()));
+        assert!(with(format!("version = 3\n{proxy}")).is_err());
+        assert!(with(format!("{disabled}{proxy}{}", proxy.replace(".a]", ".b]"))).is_err());
+    }
+
     proptest::proptest! {
         /// A real file with something else somewhere in it.
         #[test]

@@ -18,7 +18,7 @@ use crate::meta::Db;
 use crate::meta::gcsched::Collector;
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshots;
-use crate::{metrics, plugins, runtime, server, transfer};
+use crate::{debug, metrics, plugins, runtime, server, transfer};
 
 /// How long requests may go on after the signal to stop.
 const GRACE: Duration = Duration::from_secs(3);
@@ -97,6 +97,7 @@ impl Daemon {
             &config.plugin_root("io.containerd.content.v1.content"),
             Arc::clone(&db),
             collector.clone(),
+            config.content_proxy()?,
         )
         .map_err(part("open the content store"))?;
         let snapshots = Snapshots::open(&config, Arc::clone(&db), collector.clone())
@@ -176,8 +177,8 @@ impl Daemon {
             .map_err(|source| StartError::Part { what: "serve the runtime", source })?;
         let listener = bind(&config.grpc.address, config.grpc.uid, config.grpc.gid)?;
         if !config.debug.address.as_os_str().is_empty() {
-            let debug = bind(&config.debug.address, config.debug.uid, config.debug.gid)?;
-            tokio::spawn(self.clone().serve_on(debug));
+            let listener = bind(&config.debug.address, config.debug.uid, config.debug.gid)?;
+            debug::serve(listener, self.stop.clone());
         }
         tracing::info!(address = %config.grpc.address.display(), version = crate::version::SHORT, "serving");
         let mut server = tokio::spawn(self.clone().serve_on(listener));
@@ -195,6 +196,9 @@ impl Daemon {
             }
         }
         let _ = std::fs::remove_file(&config.grpc.address);
+        if !config.debug.address.as_os_str().is_empty() {
+            let _ = std::fs::remove_file(&config.debug.address);
+        }
         self.runtime.close().await;
         if tokio::time::timeout(GRACE, collector).await.is_err() {
             tracing::warn!("the garbage collector did not stop in time");

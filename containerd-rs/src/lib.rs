@@ -15,6 +15,7 @@
 pub mod config;
 pub mod content;
 pub mod daemon;
+pub mod debug;
 pub mod events;
 pub mod filters;
 pub mod grpc;

@@ -71,7 +71,13 @@ const PARTS: &[(&str, &str, &[&str], On)] = &[
     (
         "io.containerd.transfer.v1",
         "local",
-        &["io.containerd.lease.v1", METADATA, "io.containerd.differ.v1", "io.containerd.image-verifier.v1"],
+        &[
+            "io.containerd.lease.v1",
+            METADATA,
+            "io.containerd.differ.v1",
+            "io.containerd.image-verifier.v1",
+            SNAPSHOTTER,
+        ],
         On::Any,
     ),
     (GRPC, "transfer", &["io.containerd.transfer.v1", "io.containerd.streaming.v1"], On::Any),

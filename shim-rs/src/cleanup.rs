@@ -30,7 +30,7 @@ pub fn delete(args: &Args) -> Result<(), Box<dyn Error>> {
         // As containerd does: the bundle is the sibling named after the id.
         None => working.parent().unwrap_or(&working).join(&args.id),
     };
-    let left = Left::read(&bundle).ok().flatten();
+    let left = Left::read(&bundle).ok().flatten().or_else(|| by_default(args));
     if let Some(left) = &left
         && let Err(why) = runtime_delete(left, &args.id)
     {
@@ -57,6 +57,12 @@ pub fn delete(args: &Args) -> Result<(), Box<dyn Error>> {
     });
     std::io::stdout().write_all(&response.encode_to_vec())?;
     Ok(())
+}
+
+/// What is to be taken back when the bundle does not say, because somebody has emptied it: what the default runtime knows of the container.
+fn by_default(args: &Args) -> Option<Left> {
+    let root = Path::new(crate::task::RUNTIME_ROOT).join(&args.namespace);
+    root.join(&args.id).exists().then(|| Left { binary: "runc".to_owned(), root, ..Left::default() })
 }
 
 /// `delete --force`, which kills what still runs.

@@ -28,14 +28,25 @@ impl Containerd {
 
     /// One that finds its shims in a folder first.
     pub fn start_with(shims: Option<&Path>) -> Self {
+        Self::start_as(shims, "", "")
+    }
+
+    /// One with more in its configuration: settings before all tables, and tables. `DIR` stands for its directory.
+    pub fn start_configured(settings: &str, tables: &str) -> Self {
+        Self::start_as(None, settings, tables)
+    }
+
+    fn start_as(shims: Option<&Path>, settings: &str, tables: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("e2e-").tempdir().expect("a temporary directory");
         let name = dir.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let netns = Netns::new(&name);
         let mut containerd =
             Self { dir, netns, name, shims: shims.map(Path::to_owned), daemon: None, others: Vec::new() };
         let at = |name: &str| containerd.path(name).display().to_string();
+        let here = containerd.dir.path().display().to_string();
+        let [settings, tables] = [settings, tables].map(|text| text.replace("DIR", &here));
         let config = format!(
-            "version = 3\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
+            "version = 3\nroot = {:?}\nstate = {:?}\n{settings}[grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n{tables}",
             at("root"),
             at("state"),
             at("grpc.sock"),

@@ -5,7 +5,7 @@
 //!
 //! Invariant: a file under `blobs/` is whole and has the digest it is named after. It is put there by a rename, inside the metadata change
 //! that records it, and taken away after the change that forgets the last record of it. A kill between the two leaves a file without record,
-//! which the next start removes; never a record without file.
+//! which the next start removes; never a record without file. Another process can have the bytes instead, see [`remote`].
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -20,6 +20,7 @@ use containerd_api::namespaces::Namespace as NamespaceRecord;
 use oci::digest::Digest;
 
 mod ingest;
+mod remote;
 mod writer;
 
 pub use writer::Writer;
@@ -28,10 +29,11 @@ use crate::events::now;
 use crate::filters::Filters;
 use crate::meta::gcsched::Collector;
 use crate::meta::labels::{self, MaskPath};
-use crate::meta::records::{Blob, GLOBAL};
+use crate::meta::records::{Blob, Doomed, GLOBAL};
 use crate::meta::{Db, Reader, WriteTx};
 use crate::trash::Trash;
 use ingest::Ingests;
+use remote::Remote;
 
 /// The content store.
 pub struct Store {
@@ -40,21 +42,29 @@ pub struct Store {
     collector: Collector,
     trash: Trash,
     ingests: Ingests,
+    /// Who has the bytes of what is written from now on, when it is not us.
+    remote: Option<Arc<Remote>>,
 }
 
 impl Store {
-    /// Opens the store at `root` and removes what a killed daemon left half done.
+    /// Opens the store at `root` and removes what a killed daemon left half done. Bytes are kept by the process at `remote`, if there is one.
     ///
     /// # Errors
     /// Its directories cannot be made or read.
-    pub fn open(root: &Path, db: Arc<Db>, collector: Collector) -> Result<Arc<Self>, Error> {
+    pub fn open(
+        root: &Path,
+        db: Arc<Db>,
+        collector: Collector,
+        remote: Option<&Path>,
+    ) -> Result<Arc<Self>, Error> {
         let io = |err: std::io::Error| Error::internal(format_args!("content store {}", root.display()), err);
         let blobs = root.join("blobs");
         std::fs::create_dir_all(blobs.join("sha256")).map_err(io)?;
         crate::daemon::private_directory(root, 0o711).map_err(io)?;
         let trash = Trash::open(root.join("trash")).map_err(io)?;
         let ingests = Ingests::open(root.join("ingest")).map_err(io)?;
-        let store = Self { blobs, db, collector, trash, ingests };
+        let remote = remote.map(|address| Remote::open(address, root, Arc::clone(&db)));
+        let store = Self { blobs, db, collector, trash, ingests, remote };
         store.reconcile().map_err(|err| err.context("content store"))?;
         Ok(Arc::new(store))
     }
@@ -84,11 +94,29 @@ impl Store {
     /// `NotFound` when the namespace has no such blob.
     pub fn open_blob(&self, namespace: &str, digest: &Digest) -> Result<(File, u64), Error> {
         let info = self.info(namespace, digest)?;
-        let file = File::open(self.path(digest)).map_err(|err| match err.kind() {
-            std::io::ErrorKind::NotFound => not_found(digest),
-            _ => Error::internal(format_args!("open content {digest}"), err),
-        })?;
-        Ok((file, u64::try_from(info.size).unwrap_or(0)))
+        let size = u64::try_from(info.size).unwrap_or(0);
+        match File::open(self.path(digest)) {
+            Ok(file) => Ok((file, size)),
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok((self.fetch(digest)?, size)),
+            Err(err) => Err(Error::internal(format_args!("open content {digest}"), err)),
+        }
+    }
+
+    /// A blob whose bytes are not here: from the process that has them.
+    fn fetch(&self, digest: &Digest) -> Result<File, Error> {
+        let home = self.db.get::<Blob>(GLOBAL, digest.as_str())?.map(|blob| blob.home).unwrap_or_default();
+        match &self.remote {
+            _ if home.is_empty() => Err(not_found(digest)),
+            None => {
+                let what = format!("content {digest} is in a content store that is not configured any more");
+                Err(Error::new(Kind::Unavailable, what))
+            }
+            Some(remote) => {
+                // The calling thread waits, and the runtime goes on without it.
+                let fetch = || tokio::runtime::Handle::current().block_on(remote.fetch(&home, digest));
+                tokio::task::block_in_place(fetch)
+            }
+        }
     }
 
     /// A blob small enough to be held in memory: a manifest or a configuration.
@@ -97,11 +125,12 @@ impl Store {
     /// `NotFound`, or `ResourceExhausted` when it is larger than `limit_bytes`.
     pub fn read_small(&self, namespace: &str, digest: &Digest, limit_bytes: u64) -> Result<Vec<u8>, Error> {
         use std::io::Read as _;
-        let (file, size) = self.open_blob(namespace, digest)?;
+        let size = u64::try_from(self.info(namespace, digest)?.size).unwrap_or(0);
         if size > limit_bytes {
             let what = format!("content {digest} has {size} bytes, more than {limit_bytes}");
             return Err(Error::new(Kind::ResourceExhausted, what));
         }
+        let (file, size) = self.open_blob(namespace, digest)?;
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         file.take(limit_bytes)
             .read_to_end(&mut bytes)
@@ -194,7 +223,14 @@ impl Store {
                 return Ok(());
             }
         }
+        let home = tx.get::<Blob>(GLOBAL, digest.as_str())?.map(|blob| blob.home).unwrap_or_default();
         tx.delete::<Blob>(GLOBAL, digest.as_str());
+        if !home.is_empty() {
+            tx.put(GLOBAL, digest.as_str(), &Doomed { home });
+            let store = Arc::clone(self);
+            tx.after_commit(move |_| store.remote.iter().for_each(|remote| remote.removed()));
+            return Ok(());
+        }
         let (store, digest) = (Arc::clone(self), digest.clone());
         tx.after_commit(move |db| {
             // A later change of the same commit may have written it anew.
@@ -260,8 +296,8 @@ impl Store {
         }
         let mut lost = Vec::new();
         self.db.read(|tx| {
-            tx.each::<Blob>(GLOBAL, "", &mut |digest, _| {
-                if !files.remove(digest) {
+            tx.each::<Blob>(GLOBAL, "", &mut |digest, blob| {
+                if !files.remove(digest) && blob.home.is_empty() {
                     lost.push(digest.to_owned());
                 }
                 Ok(true)

@@ -12,7 +12,7 @@ struct Fixture {
 
 fn open(dir: tempfile::TempDir) -> Fixture {
     let db = Db::open(&dir.path().join("meta.redb"), Arc::new(Exchange::new())).unwrap();
-    let store = Store::open(&dir.path().join("content"), Arc::clone(&db), Collector::new()).unwrap();
+    let store = Store::open(&dir.path().join("content"), Arc::clone(&db), Collector::new(), None).unwrap();
     Fixture { store, db, dir }
 }
 
@@ -162,4 +162,59 @@ async fn bytes_written_by_offset_become_a_blob() {
     assert!(writer.commit_verified(9, Digest::of(b"helloworld"), none()).await.is_err());
     let digest = writer.commit_verified(10, Digest::of(b"helloworld"), none()).await.unwrap();
     assert_eq!(fixture.store.read_small("n", &digest, 10).unwrap(), b"helloworld");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_handed_over_and_never_recorded_goes_at_the_next_start() {
+    use crate::config::{Config, Grpc};
+    use crate::meta::records::Doomed;
+    let dir = tempfile::tempdir().unwrap();
+    let address = dir.path().join("far.sock");
+    let config = Config {
+        root: dir.path().join("far"),
+        state: dir.path().join("state"),
+        grpc: Grpc { address: address.clone(), ..Grpc::default() },
+        ..Config::default()
+    };
+    let far = crate::Daemon::open(config).await.unwrap();
+    let serving = far.clone();
+    tokio::spawn(async move { serving.serve().await.unwrap() });
+    // As after a kill between handing over and recording; and one that is none of our business.
+    let lost = put(&far.content, "n", b"lost").await;
+    let kept = put(&far.content, "n", b"kept").await;
+    let db = Db::open(&dir.path().join("meta.redb"), Arc::new(Exchange::new())).unwrap();
+    let doomed = lost.clone();
+    db.write(move |tx| {
+        tx.put(GLOBAL, doomed.as_str(), &Doomed { home: "n".to_owned() });
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    let wait = async || {
+        assert!(tokio::time::Instant::now() < deadline, "it takes too long");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    while !address.exists() {
+        wait().await;
+    }
+    let store =
+        Store::open(&dir.path().join("near"), Arc::clone(&db), Collector::new(), Some(&address)).unwrap();
+    while db.get::<Doomed>(GLOBAL, lost.as_str()).unwrap().is_some() {
+        wait().await;
+    }
+    assert!(!far.content.has("n", &lost).unwrap() && far.content.has("n", &kept).unwrap());
+    // What is written from now on is there, once for all namespaces, and comes back from there.
+    let ours = put(&store, "one", b"ours").await;
+    assert_eq!(put(&store, "two", b"ours").await, ours);
+    assert!(far.content.has("one", &ours).unwrap() && !far.content.has("two", &ours).unwrap());
+    assert!(!store.path(&ours).exists());
+    assert_eq!(store.read_small("two", &ours, 100).unwrap(), b"ours");
+    store.delete("one", &ours).await.unwrap();
+    assert_eq!(store.read_small("two", &ours, 100).unwrap(), b"ours");
+    store.delete("two", &ours).await.unwrap();
+    while far.content.has("one", &ours).unwrap() {
+        wait().await;
+    }
+    far.stop.cancel();
 }

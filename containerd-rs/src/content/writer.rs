@@ -19,12 +19,13 @@ use containerd_api::error::{Error, Kind};
 use containerd_api::event::ContentCreate;
 use oci::digest::{Algorithm, Digest, Hasher};
 use prost_types::Timestamp;
+use tokio::sync::OwnedMutexGuard;
 
 use super::Store;
 use super::ingest::Lock;
 use crate::events::now;
 use crate::meta::leases::{Holdable, hold, release, touch_namespace};
-use crate::meta::records::{Blob, GLOBAL};
+use crate::meta::records::{Blob, Doomed, GLOBAL};
 use crate::meta::{Reader, labels};
 
 /// One writer has the right to write under its reference until it is dropped.
@@ -44,6 +45,16 @@ enum Body {
     File { file: File, offset: u64, hasher: Option<Hasher> },
     /// Another namespace has them all.
     Shared { digest: Digest, size: u64 },
+}
+
+/// Whether the bytes were given to another process.
+enum Handed {
+    /// We keep them.
+    No,
+    /// It has them in this namespace, for us to record.
+    Over(String),
+    /// They were recorded before, by others.
+    Known,
 }
 
 impl Store {
@@ -281,6 +292,7 @@ impl Writer {
                 .map_err(|err| Error::internal("commit content", err))?;
         }
         let size = self.offset();
+        let (_turn, bytes) = self.hand_over(&digest, size).await?;
         let (data, own_file) = (self.lock.data(), matches!(self.body, Body::File { .. }));
         let (store, namespace, lease) = (Arc::clone(&self.store), self.namespace.clone(), self.lease.clone());
         let reference = self.lock.about.reference.clone();
@@ -295,7 +307,11 @@ impl Writer {
                 let at = Some(now());
                 if tx.has::<Blob>(GLOBAL, recorded.as_str())? {
                     // The file is there, from another namespace; ours goes with the write.
-                } else if own_file {
+                } else if let Handed::Over(home) = bytes {
+                    tx.delete::<Doomed>(GLOBAL, recorded.as_str());
+                    tx.put(GLOBAL, recorded.as_str(), &Blob { size_bytes: size, created_at: at, home });
+                } else if own_file && matches!(bytes, Handed::No) {
+                    let home = String::new();
                     let path = store.path(&recorded);
                     let place = || {
                         if let Some(directory) = path.parent() {
@@ -308,7 +324,7 @@ impl Writer {
                     tx.on_failure(move || {
                         let _ = std::fs::rename(path, back);
                     });
-                    tx.put(GLOBAL, recorded.as_str(), &Blob { size_bytes: size, created_at: at });
+                    tx.put(GLOBAL, recorded.as_str(), &Blob { size_bytes: size, created_at: at, home });
                 } else {
                     // It was there when the write began and was collected since.
                     return Err(Error::of(
@@ -343,6 +359,30 @@ impl Writer {
             }
         }
         Ok(digest)
+    }
+
+    /// Gives the bytes to the process that keeps them, if there is one and it has not got them for another namespace.
+    /// Nobody else puts this blob there or removes it before the lock is dropped, once the blob is recorded.
+    async fn hand_over(
+        &mut self,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<(Option<OwnedMutexGuard<()>>, Handed), Error> {
+        let store = Arc::clone(&self.store);
+        let (Some(remote), Body::File { file, .. }) = (&store.remote, &mut self.body) else {
+            return Ok((None, Handed::No));
+        };
+        let turn = remote.turn(digest).await;
+        let known = store.db.read(|tx| {
+            Ok(tx.has::<Blob>(GLOBAL, digest.as_str())?
+                || tx.has::<Info>(&self.namespace, digest.as_str())?)
+        })?;
+        if known {
+            return Ok((Some(turn), Handed::Known));
+        }
+        let put = remote.put(&self.namespace, digest, file, size).await;
+        let home = put.map_err(|err| err.context("hand the content over"))?;
+        Ok((Some(turn), Handed::Over(home)))
     }
 
     /// The write is over: its reference is free, its directory goes.

@@ -6,19 +6,21 @@
 //! an image; `containerd.io/gc.bref.<kind>…` is the reverse: what carries it lives as long as what it names.
 //!
 //! What was made a moment ago and is not referred to yet may be what a client is about to refer to. A collection nobody waits for spares it
-//! ([`Young::Spared`]); one that a client asked for and waits for takes it.
+//! ([`Young::Spared`]); one that a client asked for and waits for takes it. What a lease held that its client has deleted is not spared: that
+//! client had its time.
 //!
 //! Invariant: marking and forgetting are one metadata change, so nothing can come to refer to what is being forgotten. (A first look without
 //! holding up writers finds out whether there is anything to do.) Files go after that change is on disk: see the stores.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use containerd_api::any::pack;
 use containerd_api::containers::Container;
 use containerd_api::content::Info;
 use containerd_api::error::Error;
 use containerd_api::images::{Image, ImageDelete};
-use containerd_api::leases::Lease;
+use containerd_api::leases::{Lease, Resource};
 use containerd_api::namespaces::Namespace;
 use containerd_api::snapshots::Kind as SnapshotKind;
 use containerd_api::types::Sandbox;
@@ -43,6 +45,20 @@ pub enum Node {
     Snapshot { snapshotter: String, name: String },
     Image(String),
     Container(String),
+}
+
+impl Node {
+    /// What a lease holds, if it is something that can be referred to.
+    pub fn held(resource: Resource) -> Option<Self> {
+        match resource.r#type.split_once('/') {
+            None if resource.r#type == "content" => Some(Self::Content(resource.id)),
+            None if resource.r#type == "images" => Some(Self::Image(resource.id)),
+            Some(("snapshots", snapshotter)) => {
+                Some(Self::Snapshot { snapshotter: snapshotter.to_owned(), name: resource.id })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What a namespace can do without.
@@ -79,12 +95,18 @@ pub struct Summary {
 /// The database cannot be read or written.
 pub async fn run(daemon: &Daemon, young: Young) -> Result<Summary, Error> {
     let looking = daemon.clone();
+    let mut released: HashMap<String, HashSet<Node>> = HashMap::new();
+    for (namespace, node) in daemon.collector.take_released() {
+        released.entry(namespace).or_default().insert(node);
+    }
+    let released = Arc::new(released);
+    let known = Arc::clone(&released);
     let (garbage, mut summary) = tokio::task::spawn_blocking(move || {
         looking.db.read(|tx| {
             let now = Timestamp::now();
             let (mut found, mut summary) = (false, Summary::default());
             for (namespace, _) in tx.list::<Namespace>(GLOBAL, "")? {
-                let garbage = mark(tx, &namespace, now, young)?;
+                let garbage = mark(tx, &namespace, now, young, known.get(&namespace))?;
                 found |= !garbage.leases.is_empty() || !garbage.nodes.is_empty();
                 summary.next_expiry = earlier(summary.next_expiry, garbage.next_expiry);
                 summary.removed += looking
@@ -104,7 +126,7 @@ pub async fn run(daemon: &Daemon, young: Young) -> Result<Summary, Error> {
                 let now = Timestamp::now();
                 let mut removed = 0;
                 for (namespace, _) in tx.list::<Namespace>(GLOBAL, "")? {
-                    let garbage = mark(tx, &namespace, now, young)?;
+                    let garbage = mark(tx, &namespace, now, young, released.get(&namespace))?;
                     removed += sweep(tx, &daemon_, &namespace, garbage)?;
                 }
                 Ok(removed)
@@ -167,12 +189,18 @@ pub fn delete_lease(tx: &mut WriteTx<'_>, namespace: &str, lease: &str) -> Resul
     Ok(())
 }
 
-/// What of a namespace is not reachable at `now`.
+/// What of a namespace is not reachable at `now`. `released` is not spared for being young.
 ///
 /// # Errors
 /// The database cannot be read.
-pub fn mark(tx: &impl Reader, namespace: &str, now: Timestamp, young: Young) -> Result<Garbage, Error> {
-    let mut graph = Graph { young, now, ..Graph::default() };
+pub fn mark(
+    tx: &impl Reader,
+    namespace: &str,
+    now: Timestamp,
+    young: Young,
+    released: Option<&HashSet<Node>>,
+) -> Result<Garbage, Error> {
+    let mut graph = Graph { young, now, released: released.cloned().unwrap_or_default(), ..Graph::default() };
     let mut garbage = Garbage::default();
     for (id, lease) in tx.list::<Lease>(namespace, "")? {
         if let Some(at) = expiry(&lease.labels) {
@@ -184,18 +212,11 @@ pub fn mark(tx: &impl Reader, namespace: &str, now: Timestamp, young: Young) -> 
         }
         let flat = lease.labels.contains_key(FLAT);
         for resource in resources(tx, namespace, &id)? {
-            let node = match resource.r#type.split_once('/') {
-                None if resource.r#type == "content" => Node::Content(resource.id),
-                None if resource.r#type == "images" => Node::Image(resource.id),
-                None if resource.r#type == "ingests" => {
-                    garbage.ingests.insert(resource.id);
-                    continue;
-                }
-                Some(("snapshots", snapshotter)) => {
-                    Node::Snapshot { snapshotter: snapshotter.to_owned(), name: resource.id }
-                }
-                _ => continue,
-            };
+            if resource.r#type == "ingests" {
+                garbage.ingests.insert(resource.id);
+                continue;
+            }
+            let Some(node) = Node::held(resource) else { continue };
             if flat { graph.flat.push(node) } else { graph.roots.push(node) }
         }
         graph.roots.extend(references(&lease.labels));
@@ -271,6 +292,8 @@ pub fn mark(tx: &impl Reader, namespace: &str, now: Timestamp, young: Young) -> 
 struct Graph {
     young: Young,
     now: Timestamp,
+    /// What is not spared, however new.
+    released: HashSet<Node>,
     /// What is new, and until when.
     spared: Vec<(Node, Timestamp)>,
     roots: Vec<Node>,
@@ -286,6 +309,7 @@ impl Default for Graph {
         Self {
             young: Young::Taken,
             now: Timestamp::UNIX_EPOCH,
+            released: HashSet::new(),
             spared: Vec::new(),
             roots: Vec::new(),
             flat: Vec::new(),
@@ -299,7 +323,7 @@ impl Default for Graph {
 impl Graph {
     /// Keeps `node` for a while if it is new.
     fn spare(&mut self, node: &Node, created: Option<prost_types::Timestamp>) {
-        if self.young == Young::Taken {
+        if self.young == Young::Taken || self.released.contains(node) {
             return;
         }
         let Some(created) = created.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok()) else { return };

@@ -13,7 +13,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::gc::{self, Summary, Young};
+use super::gc::{self, Node, Summary, Young};
 use crate::daemon::Daemon;
 use crate::metrics::Metrics;
 
@@ -32,6 +32,8 @@ pub struct Collector(Arc<Inner>);
 
 struct Inner {
     wanted: Notify,
+    /// What leases held that clients have given up, by namespace.
+    released: std::sync::Mutex<Vec<(String, Node)>>,
     collections: Counter,
     removed: Counter,
     seconds: Counter<f64, AtomicU64>,
@@ -51,6 +53,7 @@ impl Collector {
         let (collections, removed, seconds) = Default::default();
         Self(Arc::new(Inner {
             wanted: Notify::new(),
+            released: std::sync::Mutex::default(),
             collections,
             removed,
             seconds,
@@ -71,6 +74,19 @@ impl Collector {
     /// Something may have become garbage. Never blocks.
     pub fn request(&self) {
         self.0.wanted.notify_one();
+    }
+
+    /// A client has ended the lease that held these: being new protects them no longer.
+    pub fn release(&self, namespace: &str, nodes: Vec<Node>) {
+        let mut released = self.0.released.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        released.extend(nodes.into_iter().map(|node| (namespace.to_owned(), node)));
+        drop(released);
+        self.request();
+    }
+
+    /// What was released since the last time this was asked.
+    pub(super) fn take_released(&self) -> Vec<(String, Node)> {
+        std::mem::take(&mut *self.0.released.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// Collects now and waits for it.

@@ -21,6 +21,7 @@ records! {
     // Global.
     namespaces::Namespace = "namespace";
     Blob = "blob";
+    Doomed = "doomed";
     // In a namespace.
     images::Image = "image";
     containers::Container = "container";
@@ -39,6 +40,17 @@ pub struct Blob {
     pub size_bytes: u64,
     #[prost(message, optional, tag = "2")]
     pub created_at: Option<prost_types::Timestamp>,
+    /// The namespace in which another process has the bytes; empty when they are in a file of ours.
+    #[prost(string, tag = "3")]
+    pub home: String,
+}
+
+/// A blob that another process may have for nobody; the id of its record is the digest.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Doomed {
+    /// The namespace in which it has it.
+    #[prost(string, tag = "1")]
+    pub home: String,
 }
 
 /// A snapshot; the id of its record is `snapshotter NUL name`.
@@ -62,6 +74,9 @@ pub struct Snapshot {
     /// What it takes on disk without its parents; known once it is committed.
     #[prost(message, optional, tag = "7")]
     pub usage: Option<Usage>,
+    /// What the process calls it that made it; empty when that is us.
+    #[prost(string, tag = "8")]
+    pub remote: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

@@ -88,6 +88,20 @@ impl Bundle {
         std::fs::write(self.path.join("config.json"), spec)
     }
 
+    /// Makes a directory for a shim that is found without one, so that it is cleaned up as after a crash. False if it has one.
+    ///
+    /// # Errors
+    /// As making a directory and writing a file.
+    pub fn adopt(&self, binary: &Path) -> io::Result<bool> {
+        if self.path.exists() {
+            return Ok(false);
+        }
+        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&self.path)?;
+        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o700))?;
+        self.write_shim_binary(binary)?;
+        Ok(true)
+    }
+
     /// Where the root file system is mounted.
     pub fn rootfs(&self) -> PathBuf {
         self.path.join("rootfs")

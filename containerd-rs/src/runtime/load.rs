@@ -34,6 +34,16 @@ impl Manager {
     /// # Errors
     /// When the state directory cannot be read.
     pub fn load(&self, is_sandbox: impl Fn(&Key) -> bool + Send + Sync + 'static) -> std::io::Result<usize> {
+        let settings = &self.0.settings;
+        for (key, binary) in strays(Path::new("/proc"), &settings.launcher.grpc_address) {
+            let bundle = Bundle::at(&settings.state, &settings.root, &key);
+            // With a directory of its own it is what a crash left, and cleaned up below as that.
+            match bundle.adopt(&binary) {
+                Ok(true) => tracing::warn!(task = %key, "a shim has lost its bundle"),
+                Ok(false) => {}
+                Err(err) => tracing::warn!(task = %key, %err, "a shim without a bundle is left alone"),
+            }
+        }
         let mut found = bundle::find(&self.0.settings.state)?;
         found.rests.extend(bundle::orphaned_work(&self.0.settings.state, &self.0.settings.root)?);
         let is_sandbox = Arc::new(is_sandbox);
@@ -209,14 +219,48 @@ impl Trace {
     }
 
     fn was_started_with(&self, command_line: &[u8]) -> bool {
-        let args: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
-        let says = |flag: &[u8], value: &str| {
-            args.windows(2).any(|pair| pair[0] == flag && pair[1] == value.as_bytes())
-        };
-        says(b"-namespace", &self.key.namespace)
-            && says(b"-id", &self.key.id)
-            && says(b"-address", &self.address)
+        started_with(command_line, &self.address).is_some_and(|key| key == self.key)
     }
+}
+
+/// Whose shim a command line is, if it is one of a shim of the daemon at `address`.
+fn started_with(command_line: &[u8], address: &str) -> Option<Key> {
+    let args: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+    let value = |flag: &[u8]| {
+        let pair = args.windows(2).find(|pair| pair[0] == flag)?;
+        std::str::from_utf8(pair[1]).ok()
+    };
+    (value(b"-address")? == address).then(|| Some(Key::new(value(b"-namespace")?, value(b"-id")?))).flatten()
+}
+
+/// Shims of the daemon at `address`, with their binaries, as the process table has them: also those whose directory somebody has removed.
+///
+/// Who may write a command line is not who may be believed: only root's processes in our own pid and mount namespaces count, and only
+/// programs with a shim's name, since the binary will be run.
+fn strays(proc: &Path, address: &str) -> Vec<(Key, PathBuf)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let namespaces =
+        |pid: &str| ["pid", "mnt"].map(|kind| std::fs::read_link(proc.join(pid).join("ns").join(kind)).ok());
+    let ours = namespaces("self");
+    if ours.iter().any(Option::is_none) {
+        return Vec::new();
+    }
+    let Ok(entries) = std::fs::read_dir(proc) else { return Vec::new() };
+    let look = |entry: std::fs::DirEntry| {
+        let name = entry.file_name();
+        let pid = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))?;
+        let command_line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let key = started_with(&command_line, address)?;
+        for part in [&key.namespace, &key.id] {
+            // They become a path.
+            containerd_api::ns::validate_identifier(part).ok()?;
+        }
+        let binary = std::fs::read_link(entry.path().join("exe")).ok()?;
+        let is_shim = binary.file_name()?.to_str()?.starts_with("containerd-shim-");
+        let trusted = entry.metadata().ok()?.uid() == 0 && namespaces(pid) == ours;
+        (is_shim && trusted && binary.exists()).then_some((key, binary))
+    };
+    entries.flatten().filter_map(look).collect()
 }
 
 fn is_same(cwd: &Path, bundle: &Path) -> bool {
@@ -269,5 +313,35 @@ mod tests {
             assert!(!trace.was_started_with(&line(other)), "{other}");
         }
         assert!(is_same(Path::new("/b (deleted)"), Path::new("/b")));
+    }
+
+    #[test]
+    fn only_roots_shims_in_our_own_namespaces_are_believed() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let shim = dir.path().join("containerd-shim-x-v2");
+        std::fs::write(&shim, "").unwrap();
+        let process = |pid: &str, exe: &Path, mnt: &str, line: &str| {
+            let at = dir.path().join("proc").join(pid);
+            std::fs::create_dir_all(at.join("ns")).unwrap();
+            symlink("pid:[1]", at.join("ns/pid")).unwrap();
+            symlink(mnt, at.join("ns/mnt")).unwrap();
+            symlink(exe, at.join("exe")).unwrap();
+            std::fs::write(at.join("cmdline"), line.replace(' ', "\0")).unwrap();
+        };
+        let line = "shim -namespace n -id c1 -address /run/c.sock";
+        let other = dir.path().join("containerd-shim-gone-v2");
+        process("self", &shim, "mnt:[1]", "containerd-rs");
+        process("10", &shim, "mnt:[1]", line);
+        process("11", &shim, "mnt:[2]", line);
+        process("12", &other, "mnt:[1]", line);
+        process("13", Path::new("/bin/sh"), "mnt:[1]", line);
+        process("14", &shim, "mnt:[1]", "shim -namespace n -id ../x -address /run/c.sock");
+        process("15", &shim, "mnt:[1]", "shim -namespace n -id c1 -address /run/other.sock");
+        let found = strays(&dir.path().join("proc"), "/run/c.sock");
+        let owned_by_root =
+            std::fs::metadata(&shim).is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
+        let wanted = if owned_by_root { vec![(Key::new("n", "c1"), shim)] } else { Vec::new() };
+        assert_eq!(found, wanted);
     }
 }

@@ -15,6 +15,7 @@
 //! - No shim holds up another: each has its own connection, deadline and task.
 
 pub mod bundle;
+pub mod checkpoint;
 pub mod launch;
 pub mod lifecycle;
 mod load;
@@ -45,6 +46,8 @@ use crate::meta::Db;
 pub struct Runtime {
     /// All tasks.
     pub tasks: Manager,
+    /// Checkpoints on their way.
+    pub checkpoints: checkpoint::Checkpoints,
     db: Arc<Db>,
     launcher: launch::Launcher,
 }
@@ -63,7 +66,8 @@ impl Runtime {
         };
         let settings =
             Settings { state: config.state.clone(), root: config.root.clone(), launcher: launcher.clone() };
-        Ok(Arc::new(Self { tasks: Manager::new(settings, events), db, launcher }))
+        let checkpoints = checkpoint::Checkpoints::open(&config.state);
+        Ok(Arc::new(Self { tasks: Manager::new(settings, events), checkpoints, db, launcher }))
     }
 
     /// Begins to serve shims (the ttrpc address) and to find those that live. Called before the gRPC socket is there.

@@ -3,11 +3,11 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use containerd_api::Error;
 use containerd_api::events::events_server::{Events, EventsServer};
 use containerd_api::events::{ForwardRequest, PublishRequest, SubscribeRequest};
 use containerd_api::ns::Namespace;
 use containerd_api::types::Envelope;
+use containerd_api::{Error, Kind};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -38,7 +38,12 @@ impl Events for Service {
     }
 
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Envelopes>, Status> {
-        Ok(Response::new(Envelopes(self.0.events.subscribe(&request.into_inner().filters)?)))
+        let subscription = self.0.events.subscribe(&request.into_inner().filters).map_err(|err| {
+            // containerd does not classify this one: its clients see the text and `Unknown`.
+            let what = format!("subscription error: failed parsing subscription filters: {err}");
+            Error::new(Kind::Unknown, what)
+        })?;
+        Ok(Response::new(Envelopes(subscription)))
     }
 }
 

@@ -66,8 +66,10 @@ impl Leases for Service {
                 if !tx.has::<Lease>(namespace.as_str(), &id)? {
                     return Err(Error::not_found("lease", &id));
                 }
+                let held = resources(tx, namespace.as_str(), &id)?;
+                let nodes = held.into_iter().filter_map(gc::Node::held).collect();
                 gc::delete_lease(tx, namespace.as_str(), &id)?;
-                tx.after_commit(move |_| collector.request());
+                tx.after_commit(move |_| collector.release(namespace.as_str(), nodes));
                 Ok(())
             })
             .await?;

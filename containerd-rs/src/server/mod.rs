@@ -61,10 +61,31 @@ fn health(routes: &mut tonic::service::RoutesBuilder) {
 
 /// Server reflection, both versions clients ask for.
 fn reflection(routes: &mut tonic::service::RoutesBuilder) {
+    use containerd_api as api;
+    // What is served: the protocol files describe services of later versions too.
+    const SERVED: &[&str] = &[
+        api::containers::containers_server::SERVICE_NAME,
+        api::content::content_server::SERVICE_NAME,
+        api::diff::diff_server::SERVICE_NAME,
+        api::events::events_server::SERVICE_NAME,
+        api::images::images_server::SERVICE_NAME,
+        api::introspection::introspection_server::SERVICE_NAME,
+        api::leases::leases_server::SERVICE_NAME,
+        api::namespaces::namespaces_server::SERVICE_NAME,
+        api::sandbox::controller_server::SERVICE_NAME,
+        api::sandbox::store_server::SERVICE_NAME,
+        api::snapshots::snapshots_server::SERVICE_NAME,
+        api::streaming::streaming_server::SERVICE_NAME,
+        api::tasks::tasks_server::SERVICE_NAME,
+        api::transfer::transfer_server::SERVICE_NAME,
+        api::version::version_server::SERVICE_NAME,
+        tonic_health::pb::health_server::SERVICE_NAME,
+    ];
     let builder = || {
-        tonic_reflection::server::Builder::configure()
+        let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        SERVED.iter().fold(builder, |builder, name| builder.with_service_name(*name))
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => {

@@ -59,7 +59,7 @@ impl Snapshots for Service {
     async fn mounts(&self, request: Request<MountsRequest>) -> Result<Response<MountsResponse>, Status> {
         let namespace = Namespace::of(request.metadata())?;
         let MountsRequest { snapshotter, key } = request.into_inner();
-        let mounts = self.0.snapshots.mounts(namespace.as_str(), &snapshotter, &key)?;
+        let mounts = self.0.snapshots.mounts(namespace.as_str(), &snapshotter, &key).await?;
         Ok(Response::new(MountsResponse { mounts }))
     }
 
@@ -122,8 +122,8 @@ impl Snapshots for Service {
     }
 
     async fn cleanup(&self, request: Request<CleanupRequest>) -> Result<Response<()>, Status> {
-        let _ = Namespace::of(request.metadata())?;
-        self.0.snapshots.cleanup(&request.into_inner().snapshotter).await?;
+        let namespace = Namespace::of(request.metadata())?;
+        self.0.snapshots.cleanup(namespace.as_str(), &request.into_inner().snapshotter).await?;
         Ok(Response::new(()))
     }
 }

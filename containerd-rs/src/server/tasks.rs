@@ -6,13 +6,16 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use containerd_api::containers::Container;
+use containerd_api::diff::{ApplyRequest, DiffRequest};
+use containerd_api::ns;
 use containerd_api::ns::{Namespace, validate_identifier};
 use containerd_api::process::{Process, Status as ProcessStatus};
 use containerd_api::tasks::tasks_server::{Tasks, TasksServer};
 use containerd_api::tasks::*;
-use containerd_api::types::Metric;
+use containerd_api::types::{Descriptor, Metric, Mount};
 use containerd_api::{Error, Kind};
 use futures_util::future::join_all;
+use prost::Message as _;
 use shim_api::any;
 use shim_api::runc_options::CheckpointOptions;
 use shim_api::task::{ExecProcessRequest as ShimExec, StateResponse, UpdateTaskRequest as ShimUpdate};
@@ -23,6 +26,12 @@ use crate::filters::{Fields, Filters};
 use crate::runtime::bundle::Bootstrap;
 use crate::runtime::shim::into_error;
 use crate::runtime::{CreateTask, Endpoint, Key, Shim};
+use crate::transfer::progress::to_wire;
+use crate::transfer::scope::Scope;
+
+/// What a checkpoint's memory images are stored as, and the specification beside them.
+const CHECKPOINT: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+const CHECKPOINT_SPEC: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
 
 pub struct Service(Daemon);
 
@@ -47,6 +56,34 @@ impl Service {
             task.state(exec_id).await?;
         }
         Ok(task)
+    }
+
+    fn scope(&self, namespace: &str, lease: Option<&str>) -> Scope {
+        self.0.transfer.scope(&self.0.collector, namespace, lease)
+    }
+
+    /// Makes the directory that a task is restored from.
+    async fn unpack_checkpoint(
+        &self,
+        key: &Key,
+        lease: Option<&str>,
+        image: &Descriptor,
+    ) -> Result<String, Error> {
+        if image.media_type != CHECKPOINT {
+            return Err(Error::invalid(format_args!("unsupported checkpoint type {:?}", image.media_type)));
+        }
+        let made = |err| Error::internal("make a directory for the checkpoint", err);
+        let directory = self.0.runtime.checkpoints.of_task(key).map_err(made)?;
+        let path = directory.to_string_lossy().into_owned();
+        let request =
+            ApplyRequest { diff: Some(image.clone()), mounts: vec![bind(&path)], ..ApplyRequest::default() };
+        match self.0.transfer.apply(self.scope(&key.namespace, lease), request).await {
+            Ok(_) => Ok(path),
+            Err(err) => {
+                self.0.runtime.checkpoints.forget(key);
+                Err(err.context("failed to unpack the checkpoint"))
+            }
+        }
     }
 
     /// Where a task goes that is not to have a shim of its own.
@@ -76,14 +113,23 @@ impl Service {
 impl Tasks for Service {
     async fn create(&self, request: Request<CreateTaskRequest>) -> Answer<CreateTaskResponse> {
         let namespace = Namespace::of(request.metadata())?;
+        let lease = ns::lease(request.metadata()).map(str::to_owned);
         let request = request.into_inner();
         let key = Key::new(namespace.as_str(), &request.container_id);
         let container = self.0.runtime.container(&key)?;
         let runtime = container.runtime.clone().unwrap_or_default();
         let endpoint = self.endpoint(&namespace, &container, &request).await?;
-        if request.checkpoint.is_some() {
-            return Err(Error::of(Kind::Unimplemented, "restoring from a checkpoint image").into());
-        }
+        let checkpoint = match &request.checkpoint {
+            Some(image) => {
+                // An id that a task has already is not to lose what that one was restored from.
+                if self.0.runtime.tasks.get(&key).await.is_ok() {
+                    return Err(Error::of(Kind::AlreadyExists, format_args!("task {}", key.id)).into());
+                }
+                self.unpack_checkpoint(&key, lease.as_deref(), image).await?
+            }
+            None => String::new(),
+        };
+        let restored = !checkpoint.is_empty();
         let create = CreateTask {
             spec: container.spec.map(|spec| spec.value).unwrap_or_default(),
             runtime: if request.runtime_path.is_empty() { runtime.name } else { request.runtime_path },
@@ -94,10 +140,14 @@ impl Tasks for Service {
             stdout: request.stdout,
             stderr: request.stderr,
             terminal: request.terminal,
-            checkpoint: String::new(),
+            checkpoint,
             endpoint,
         };
-        let pid = self.0.runtime.tasks.create(key, create).await?;
+        let created = self.0.runtime.tasks.create(key.clone(), create).await;
+        if restored && created.is_err() {
+            self.0.runtime.checkpoints.forget(&key);
+        }
+        let pid = created?;
         Ok(Response::new(CreateTaskResponse { container_id: request.container_id, pid }))
     }
 
@@ -122,6 +172,7 @@ impl Tasks for Service {
         let request = request.into_inner();
         let task = self.task(&namespace, &request.container_id).await?;
         let exit = self.0.runtime.tasks.delete(&task.key).await?;
+        self.0.runtime.checkpoints.forget(&task.key);
         Ok(Response::new(DeleteResponse {
             id: String::new(),
             pid: exit.pid,
@@ -244,16 +295,29 @@ impl Tasks for Service {
 
     async fn checkpoint(&self, request: Request<CheckpointTaskRequest>) -> Answer<CheckpointTaskResponse> {
         let namespace = Namespace::of(request.metadata())?;
+        let lease = ns::lease(request.metadata()).map(str::to_owned);
         let request = request.into_inner();
         let task = self.task(&namespace, &request.container_id).await?;
+        let container = self.0.runtime.container(&task.key)?;
         let options =
             request.options.as_ref().and_then(|options| any::unpack::<CheckpointOptions>(options).ok());
         let path = options.map(|options| options.image_path).unwrap_or_default();
-        if path.is_empty() {
-            return Err(Error::of(Kind::Unimplemented, "checkpointing to an image without a path").into());
+        if !path.is_empty() {
+            // Where the client wants it, and nowhere else.
+            to_its_end(async move { task.checkpoint(&path, request.options).await }).await?;
+            return Ok(Response::new(CheckpointTaskResponse::default()));
         }
-        to_its_end(async move { task.checkpoint(&path, request.options).await }).await?;
-        Ok(Response::new(CheckpointTaskResponse::default()))
+        let scope = self.scope(namespace.as_str(), lease.as_deref());
+        let daemon = self.0.clone();
+        let descriptors = to_its_end(async move {
+            let made = |err| Error::internal("make a directory for the checkpoint", err);
+            let directory = daemon.runtime.checkpoints.fresh().map_err(made)?;
+            let path = directory.path().to_string_lossy().into_owned();
+            task.checkpoint(&path, request.options).await?;
+            store_checkpoint(&daemon, scope, &path, &container).await
+        })
+        .await?;
+        Ok(Response::new(CheckpointTaskResponse { descriptors }))
     }
 
     async fn update(&self, request: Request<UpdateTaskRequest>) -> Answer<()> {
@@ -318,6 +382,35 @@ async fn to_its_end<T: Send + 'static>(
     match tokio::spawn(work).await {
         Ok(outcome) => outcome,
         Err(err) => Err(Error::internal("task service", err)),
+    }
+}
+
+/// Puts a checkpoint that lies in a directory into the content store, and the container's specification beside it.
+async fn store_checkpoint(
+    daemon: &Daemon,
+    scope: Scope,
+    path: &str,
+    container: &Container,
+) -> Result<Vec<Descriptor>, Error> {
+    let request = DiffRequest {
+        right: vec![bind(path)],
+        media_type: oci::mediatype::OCI_LAYER.to_owned(),
+        ..DiffRequest::default()
+    };
+    let images = daemon.transfer.diff(scope.clone(), request).await?;
+    let spec = container.spec.clone().unwrap_or_default().encode_to_vec();
+    let config = oci::Descriptor::new(CHECKPOINT_SPEC, oci::Digest::of(&spec), spec.len() as u64);
+    scope.put(&config, &spec, std::collections::HashMap::new()).await?;
+    Ok(vec![Descriptor { media_type: CHECKPOINT.to_owned(), ..to_wire(&images) }, to_wire(&config)])
+}
+
+/// A directory as the mount that shows it.
+fn bind(path: &str) -> Mount {
+    Mount {
+        r#type: "bind".to_owned(),
+        source: path.to_owned(),
+        target: String::new(),
+        options: vec!["rbind".to_owned(), "rw".to_owned()],
     }
 }
 

@@ -8,7 +8,8 @@
 //! had. What the directory holds is the business of the snapshotter: [`overlay`] keeps one layer, [`native`] a whole copy.
 //!
 //! Invariant: a record always has its directory. The directory is made inside the change that records it, and taken away after the change
-//! that forgets it; what a kill leaves between the two has no record, and the next start removes it.
+//! that forgets it; what a kill leaves between the two has no record, and the next start removes it. Snapshotters in other processes keep it the
+//! same way, see [`proxy`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -17,14 +18,17 @@ use std::sync::Arc;
 use containerd_api::any::pack;
 use containerd_api::error::{Error, Kind, quote};
 use containerd_api::event::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
+use containerd_api::leases::Lease;
 use containerd_api::namespaces::Namespace as NamespaceRecord;
 use containerd_api::snapshots::{Info, Kind as SnapshotKind};
 use containerd_api::types::Mount;
 
 pub mod native;
 pub mod overlay;
+pub mod proxy;
 pub mod usage;
 
+use self::proxy::Proxy;
 use crate::config::Config;
 use crate::events::now;
 use crate::filters::Filters;
@@ -37,13 +41,15 @@ use crate::trash::Trash;
 
 /// A prepare with this label is for making the committed snapshot it names: it fails when that exists already.
 const TARGET: &str = "containerd.io/snapshot.ref";
+/// The sequence of numbers for snapshots that other processes make.
+const ELSEWHERE: &str = "proxy";
 
 /// Whose snapshot, of which snapshotter, and the lease a request came under.
 #[derive(Clone, Copy)]
 pub struct Scope<'a> {
     pub namespace: &'a str,
     pub lease: Option<&'a str>,
-    /// `overlayfs` or `native`.
+    /// `overlayfs`, `native`, or the name of a proxy plugin.
     pub snapshotter: &'a str,
 }
 
@@ -51,7 +57,23 @@ pub struct Scope<'a> {
 pub struct Snapshots {
     db: Arc<Db>,
     collector: Collector,
-    stores: BTreeMap<&'static str, Arc<Store>>,
+    snapshotters: BTreeMap<&'static str, Backing>,
+}
+
+/// Where a snapshotter's directories are made.
+#[derive(Clone)]
+enum Backing {
+    Here(Arc<Store>),
+    Elsewhere(Arc<Proxy>),
+}
+
+impl Backing {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Here(store) => store.name,
+            Self::Elsewhere(proxy) => proxy.name,
+        }
+    }
 }
 
 /// One snapshotter's directory.
@@ -97,9 +119,13 @@ impl Snapshots {
     /// # Errors
     /// Their directories cannot be made or read.
     pub fn open(config: &Config, db: Arc<Db>, collector: Collector) -> Result<Arc<Self>, Error> {
-        let mut stores = BTreeMap::new();
+        let mut snapshotters = BTreeMap::new();
         for name in ["native", "overlayfs"] {
-            let root = config.plugin_root(&format!("io.containerd.snapshotter.v1.{name}"));
+            let uri = format!("io.containerd.snapshotter.v1.{name}");
+            if config.disabled_plugins.contains(&uri) {
+                continue;
+            }
+            let root = config.plugin_root(&uri);
             let io =
                 |err: std::io::Error| Error::internal(format_args!("snapshotter {}", root.display()), err);
             let directory = root.join("snapshots");
@@ -112,23 +138,38 @@ impl Snapshots {
             };
             let store = Arc::new(Store { name, layout, directory, trash });
             sweep(&db, &store)?;
-            stores.insert(name, store);
+            snapshotters.insert(name, Backing::Here(store));
         }
-        Ok(Arc::new(Self { db, collector, stores }))
+        for (name, plugin) in config.proxy_plugins.iter().filter(|(_, plugin)| plugin.kind == "snapshot") {
+            if snapshotters.contains_key(name.as_str()) {
+                return Err(Error::invalid(format_args!(
+                    "proxy plugin {name}: there is a snapshotter of that name; disable it to replace it"
+                )));
+            }
+            let proxy = Proxy::open(name, &plugin.address, Arc::clone(&db))?;
+            snapshotters.insert(proxy.name, Backing::Elsewhere(proxy));
+        }
+        Ok(Arc::new(Self { db, collector, snapshotters }))
     }
 
     /// The names of the snapshotters there are.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.stores.keys().copied()
+        self.snapshotters.keys().copied()
+    }
+
+    /// Whether a snapshotter is our own of that name, not another process's.
+    pub fn is_ours(&self, name: &str) -> bool {
+        matches!(self.snapshotters.get(name), Some(Backing::Here(_)))
     }
 
     /// # Errors
     /// `InvalidArgument` when there is no such snapshotter.
-    pub fn store(&self, name: &str) -> Result<&Arc<Store>, Error> {
+    fn backing(&self, name: &str) -> Result<&Backing, Error> {
         if name.is_empty() {
             return Err(Error::invalid("snapshotter argument missing"));
         }
-        self.stores.get(name).ok_or_else(|| Error::invalid(format_args!("snapshotter not loaded: {name}")))
+        let found = self.snapshotters.get(name);
+        found.ok_or_else(|| Error::invalid(format_args!("snapshotter not loaded: {name}")))
     }
 
     /// Makes a snapshot that can be written to, on `parent` (empty: on nothing).
@@ -167,9 +208,14 @@ impl Snapshots {
         labels: HashMap<String, String>,
         kind: SnapshotKind,
     ) -> Result<Vec<Mount>, Error> {
-        let store = Arc::clone(self.store(scope.snapshotter)?);
         labels::validate(&labels)?;
         validate_name(key)?;
+        let store = match self.backing(scope.snapshotter)? {
+            Backing::Here(store) => Arc::clone(store),
+            Backing::Elsewhere(proxy) => {
+                return self.create_elsewhere(proxy, scope, key, parent, labels, kind).await;
+            }
+        };
         let copy = match &store.layout {
             Layout::Native => Some(self.copy_parent(&store, scope.namespace, parent).await?),
             Layout::Overlay(_) => None,
@@ -178,25 +224,12 @@ impl Snapshots {
         let (key, parent) = (key.to_owned(), parent.to_owned());
         self.db
             .write(move |tx| {
-                let id = snapshot_id(store.name, &key);
-                if let Some(target) = labels.get(TARGET)
-                    && tx.has::<Snapshot>(&namespace, &snapshot_id(store.name, target))?
-                {
-                    return Err(Error::of(
-                        Kind::AlreadyExists,
-                        format_args!("target snapshot {}", quote(target)),
-                    ));
-                }
-                if tx.has::<Snapshot>(&namespace, &id)? {
-                    return Err(Error::already_exists("snapshot", &key));
-                }
+                is_new(tx, &namespace, store.name, &key, &labels)?;
                 let parents = if parent.is_empty() {
                     Vec::new()
                 } else {
                     committed_chain(tx, &namespace, store.name, &parent)?
                 };
-                touch_namespace(tx, &namespace)?;
-                hold(tx, &namespace, lease.as_deref(), Holdable::Snapshot(store.name), &key)?;
                 let number = tx.next_number(store.name)?;
                 let directory = store.directory(number);
                 // A number is given again when a change failed; what it left is nobody's.
@@ -212,27 +245,86 @@ impl Snapshots {
                     ),
                 }
                 .map_err(|err| Error::internal("failed to create snapshot", err))?;
-                let at = Some(now());
-                let record = Snapshot {
+                let made = Snapshot {
                     number,
-                    parent: parent.clone(),
+                    parent,
                     kind: kind as i32,
-                    created_at: at,
-                    updated_at: at,
                     labels: labels.into_iter().collect(),
-                    usage: None,
+                    ..Snapshot::default()
                 };
-                tx.put(&namespace, &id, &record);
-                if !parent.is_empty() {
-                    tx.put(&namespace, &child_id(store.name, &parent, &key), &Child {});
-                }
-                if kind == SnapshotKind::Active {
-                    let event = SnapshotPrepare { key, parent, snapshotter: store.name.to_owned() };
-                    tx.publish(&namespace, "/snapshot/prepare", pack(&event));
-                }
+                record(tx, &namespace, lease.as_deref(), store.name, key, made)?;
                 Ok(store.mounts(number, kind, &parents))
             })
             .await
+    }
+
+    async fn create_elsewhere(
+        &self,
+        proxy: &Arc<Proxy>,
+        scope: Scope<'_>,
+        key: &str,
+        parent: &str,
+        labels: HashMap<String, String>,
+        kind: SnapshotKind,
+    ) -> Result<Vec<Mount>, Error> {
+        let (namespace, name) = (scope.namespace, proxy.name);
+        let _making = proxy.making(namespace).await;
+        let (number, below) = {
+            let (namespace, key, parent) = (namespace.to_owned(), key.to_owned(), parent.to_owned());
+            let labels = labels.clone();
+            self.db
+                .write(move |tx| {
+                    is_new(tx, &namespace, name, &key, &labels)?;
+                    let below = match parent.as_str() {
+                        "" => String::new(),
+                        parent => {
+                            committed_chain(tx, &namespace, name, parent)?;
+                            get(tx, &namespace, name, parent)?.remote
+                        }
+                    };
+                    Ok((tx.next_number(ELSEWHERE)?, below))
+                })
+                .await?
+        };
+        let remote = Proxy::remote_name(namespace, number, key);
+        let made = proxy.create(namespace, kind, &remote, &below, &labels).await;
+        let target = labels.get(TARGET).cloned();
+        let mut snapshot = Snapshot {
+            number,
+            parent: parent.to_owned(),
+            kind: kind as i32,
+            labels: labels.into_iter().collect(),
+            remote,
+            ..Snapshot::default()
+        };
+        let (mounts, key) = match (made, target) {
+            (Ok(mounts), _) => (Ok(mounts), key.to_owned()),
+            // Some have what is to be unpacked already: it is a committed snapshot, and the client need not go on.
+            (Err(err), Some(target)) if err.is_already_exists() => {
+                let found = proxy.made_for(namespace, &target, &below).await?;
+                snapshot.remote = found.ok_or(err)?.name;
+                snapshot.kind = SnapshotKind::Committed as i32;
+                let exists =
+                    Error::of(Kind::AlreadyExists, format_args!("target snapshot {}", quote(&target)));
+                (Err(exists), target)
+            }
+            (Err(err), _) => return Err(err),
+        };
+        let (namespace, lease) = (namespace.to_owned(), scope.lease.map(str::to_owned));
+        let undo = Arc::clone(proxy);
+        self.db
+            .write(move |tx| {
+                let at = namespace.clone();
+                tx.on_failure(move || undo.removed(&at));
+                // Another request may have been quicker, and the parent may be gone.
+                is_new(tx, &namespace, name, &key, &HashMap::new())?;
+                if !snapshot.parent.is_empty() {
+                    committed_chain(tx, &namespace, name, &snapshot.parent)?;
+                }
+                record(tx, &namespace, lease.as_deref(), name, key, snapshot)
+            })
+            .await?;
+        mounts
     }
 
     /// A copy of the parent's directory for the native snapshotter; an empty one without parent.
@@ -260,10 +352,10 @@ impl Snapshots {
     ///
     /// # Errors
     /// `NotFound`, or `FailedPrecondition` for a committed snapshot.
-    pub fn mounts(&self, namespace: &str, snapshotter: &str, key: &str) -> Result<Vec<Mount>, Error> {
-        let store = self.store(snapshotter)?;
-        self.db.read(|tx| {
-            let snapshot = get(tx, namespace, store.name, key)?;
+    pub async fn mounts(&self, namespace: &str, snapshotter: &str, key: &str) -> Result<Vec<Mount>, Error> {
+        let backing = self.backing(snapshotter)?;
+        let known = self.db.read(|tx| {
+            let snapshot = get(tx, namespace, backing.name(), key)?;
             let kind = snapshot_kind(&snapshot);
             if kind == SnapshotKind::Committed {
                 let what = format!("failed to get active mount: requested snapshot {key} not active or view");
@@ -271,10 +363,15 @@ impl Snapshots {
             }
             let parents = match snapshot.parent.as_str() {
                 "" => Vec::new(),
-                parent => committed_chain(tx, namespace, store.name, parent)?,
+                parent => committed_chain(tx, namespace, backing.name(), parent)?,
             };
-            Ok(store.mounts(snapshot.number, kind, &parents))
-        })
+            Ok((snapshot, kind, parents))
+        });
+        let (snapshot, kind, parents) = known?;
+        match backing {
+            Backing::Here(store) => Ok(store.mounts(snapshot.number, kind, &parents)),
+            Backing::Elsewhere(proxy) => proxy.mounts(namespace, &snapshot.remote).await,
+        }
     }
 
     /// Makes an active snapshot a committed one with a name of its own. `rebase` puts it on another parent, which only a snapshot that was
@@ -291,35 +388,61 @@ impl Snapshots {
         rebase: Option<&str>,
         usage: Option<Usage>,
     ) -> Result<(), Error> {
-        let store = Arc::clone(self.store(scope.snapshotter)?);
         labels::validate(&labels)?;
         validate_name(name)?;
-        let usage = match usage {
-            Some(usage) => usage,
-            None => {
-                let snapshot = self.db.read(|tx| {
-                    if tx.has::<Snapshot>(scope.namespace, &snapshot_id(store.name, name))? {
-                        return Err(Error::already_exists("snapshot", name));
-                    }
-                    get(tx, scope.namespace, store.name, key)
-                })?;
-                measure(store.data(snapshot.number)).await?
+        let backing = self.backing(scope.snapshotter)?.clone();
+        let snapshotter = backing.name();
+        let rebase = rebase.filter(|parent| !parent.is_empty());
+        let _making = match &backing {
+            Backing::Here(_) => None,
+            Backing::Elsewhere(proxy) => Some(proxy.making(scope.namespace).await),
+        };
+        let planned = match &backing {
+            Backing::Here(_) if usage.is_some() => None,
+            _ => Some(self.db.read(|tx| {
+                if tx.has::<Snapshot>(scope.namespace, &snapshot_id(snapshotter, name))? {
+                    return Err(Error::already_exists("snapshot", name));
+                }
+                // What the other end has committed cannot be taken back.
+                if let Some(lease) = scope.lease
+                    && !tx.has::<Lease>(scope.namespace, lease)?
+                {
+                    return Err(Error::of(Kind::NotFound, "lease does not exist"));
+                }
+                get(tx, scope.namespace, snapshotter, key)
+            })?),
+        };
+        let (usage, committed) = match (&backing, planned) {
+            (Backing::Here(_), None) => (usage, None),
+            (Backing::Here(store), Some(snapshot)) => {
+                (Some(measure(store.data(snapshot.number)).await?), None)
+            }
+            (Backing::Elsewhere(proxy), snapshot) => {
+                let snapshot = snapshot.unwrap_or_default();
+                is_active(key, &snapshot)?;
+                let remote = self.commit_elsewhere(proxy, scope, name, &snapshot, rebase, &labels).await?;
+                (None, Some(remote))
             }
         };
         let (namespace, lease) = (scope.namespace.to_owned(), scope.lease.map(str::to_owned));
         let (key, name) = (key.to_owned(), name.to_owned());
-        let rebase = rebase.filter(|parent| !parent.is_empty()).map(str::to_owned);
+        let rebase = rebase.map(str::to_owned);
+        let elsewhere = match &backing {
+            Backing::Here(_) => None,
+            Backing::Elsewhere(proxy) => Some((Arc::clone(proxy), namespace.clone())),
+        };
         self.db
             .write(move |tx| {
-                if tx.has::<Snapshot>(&namespace, &snapshot_id(store.name, &name))? {
+                if let Some((proxy, namespace)) = elsewhere {
+                    tx.on_failure(move || proxy.removed(&namespace));
+                }
+                if tx.has::<Snapshot>(&namespace, &snapshot_id(snapshotter, &name))? {
                     return Err(Error::already_exists("snapshot", &name));
                 }
-                let mut snapshot = get(tx, &namespace, store.name, &key)?;
-                if snapshot_kind(&snapshot) != SnapshotKind::Active {
-                    return Err(Error::precondition(format_args!(
-                        "failed to commit snapshot {key}: snapshot {} is not active",
-                        quote(&key)
-                    )));
+                let mut snapshot = get(tx, &namespace, snapshotter, &key)?;
+                is_active(&key, &snapshot)?;
+                if let Some((number, remote)) = committed {
+                    (snapshot.number, snapshot.remote) = (number, remote);
                 }
                 if let Some(parent) = rebase {
                     if !snapshot.parent.is_empty() && snapshot.parent != parent {
@@ -328,39 +451,64 @@ impl Snapshots {
                             quote(&key)
                         )));
                     }
-                    committed_chain(tx, &namespace, store.name, &parent)?;
+                    committed_chain(tx, &namespace, snapshotter, &parent)?;
                     snapshot.parent = parent;
                 }
                 touch_namespace(tx, &namespace)?;
-                release(tx, &namespace, lease.as_deref(), Holdable::Snapshot(store.name), &key);
-                hold(tx, &namespace, lease.as_deref(), Holdable::Snapshot(store.name), &name)?;
+                release(tx, &namespace, lease.as_deref(), Holdable::Snapshot(snapshotter), &key);
+                hold(tx, &namespace, lease.as_deref(), Holdable::Snapshot(snapshotter), &name)?;
                 let at = Some(now());
-                tx.delete::<Snapshot>(&namespace, &snapshot_id(store.name, &key));
+                tx.delete::<Snapshot>(&namespace, &snapshot_id(snapshotter, &key));
                 let record = Snapshot {
                     kind: SnapshotKind::Committed as i32,
                     created_at: at,
                     updated_at: at,
                     labels: labels.into_iter().collect(),
-                    usage: Some(usage),
+                    usage,
                     ..snapshot
                 };
                 if !record.parent.is_empty() {
-                    tx.delete::<Child>(&namespace, &child_id(store.name, &record.parent, &key));
-                    tx.put(&namespace, &child_id(store.name, &record.parent, &name), &Child {});
+                    tx.delete::<Child>(&namespace, &child_id(snapshotter, &record.parent, &key));
+                    tx.put(&namespace, &child_id(snapshotter, &record.parent, &name), &Child {});
                 }
-                tx.put(&namespace, &snapshot_id(store.name, &name), &record);
-                let event = SnapshotCommit { key, name, snapshotter: store.name.to_owned() };
+                tx.put(&namespace, &snapshot_id(snapshotter, &name), &record);
+                let event = SnapshotCommit { key, name, snapshotter: snapshotter.to_owned() };
                 tx.publish(&namespace, "/snapshot/commit", pack(&event));
                 Ok(())
             })
             .await
     }
 
+    /// Commits at the other end, under a name of its own, before it is recorded here.
+    async fn commit_elsewhere(
+        &self,
+        proxy: &Arc<Proxy>,
+        scope: Scope<'_>,
+        name: &str,
+        snapshot: &Snapshot,
+        rebase: Option<&str>,
+        labels: &HashMap<String, String>,
+    ) -> Result<(u64, String), Error> {
+        let (namespace, snapshotter) = (scope.namespace, proxy.name);
+        let below = match rebase {
+            // It lies there already.
+            Some(parent) if parent != snapshot.parent => self.db.read(|tx| {
+                committed_chain(tx, namespace, snapshotter, parent)?;
+                Ok(get(tx, namespace, snapshotter, parent)?.remote)
+            })?,
+            _ => String::new(),
+        };
+        let number = self.db.write(|tx| tx.next_number(ELSEWHERE)).await?;
+        let remote = Proxy::remote_name(namespace, number, name);
+        proxy.commit(namespace, &remote, &snapshot.remote, &below, labels).await?;
+        Ok((number, remote))
+    }
+
     /// # Errors
     /// `NotFound`.
     pub fn stat(&self, namespace: &str, snapshotter: &str, key: &str) -> Result<Info, Error> {
-        let store = self.store(snapshotter)?;
-        self.db.read(|tx| get(tx, namespace, store.name, key)).map(|snapshot| info(key, snapshot))
+        let snapshotter = self.backing(snapshotter)?.name();
+        self.db.read(|tx| get(tx, namespace, snapshotter, key)).map(|snapshot| info(key, snapshot))
     }
 
     /// Changes labels: those the paths name, or all of them without paths.
@@ -374,13 +522,16 @@ impl Snapshots {
         wanted: Info,
         paths: Vec<String>,
     ) -> Result<Info, Error> {
-        let store = Arc::clone(self.store(snapshotter)?);
+        let backing = self.backing(snapshotter)?.clone();
+        let snapshotter = backing.name();
         labels::validate(&wanted.labels)?;
-        let (namespace, collector) = (namespace.to_owned(), self.collector.clone());
-        self.db
+        let (within, collector) = (namespace.to_owned(), self.collector.clone());
+        let (info, remote) = self
+            .db
             .write(move |tx| {
+                let namespace = within;
                 let key = wanted.name;
-                let mut snapshot = get(tx, &namespace, store.name, &key)?;
+                let mut snapshot = get(tx, &namespace, snapshotter, &key)?;
                 let mut labels: HashMap<_, _> = std::mem::take(&mut snapshot.labels).into_iter().collect();
                 if paths.is_empty() {
                     labels::replace(&mut labels, wanted.labels);
@@ -397,11 +548,16 @@ impl Snapshots {
                 }
                 snapshot.labels = labels.into_iter().collect();
                 snapshot.updated_at = Some(now());
-                tx.put(&namespace, &snapshot_id(store.name, &key), &snapshot);
+                tx.put(&namespace, &snapshot_id(snapshotter, &key), &snapshot);
                 tx.after_commit(move |_| collector.request());
-                Ok(info(&key, snapshot))
+                let remote = snapshot.remote.clone();
+                Ok((info(&key, snapshot), remote))
             })
-            .await
+            .await?;
+        if let Backing::Elsewhere(proxy) = backing {
+            proxy.update(namespace, &remote, &info.labels).await?;
+        }
+        Ok(info)
     }
 
     /// All snapshots that match.
@@ -409,9 +565,9 @@ impl Snapshots {
     /// # Errors
     /// A filter does not parse.
     pub fn list(&self, namespace: &str, snapshotter: &str, filters: &[String]) -> Result<Vec<Info>, Error> {
-        let store = self.store(snapshotter)?;
+        let snapshotter = self.backing(snapshotter)?.name();
         let filters = Filters::parse(filters)?;
-        let prefix = snapshot_id(store.name, "");
+        let prefix = snapshot_id(snapshotter, "");
         self.db.read(|tx| {
             let mut found = Vec::new();
             tx.each::<Snapshot>(namespace, &prefix, &mut |id, snapshot| {
@@ -430,8 +586,12 @@ impl Snapshots {
     /// # Errors
     /// `NotFound`.
     pub async fn usage(&self, namespace: &str, snapshotter: &str, key: &str) -> Result<Usage, Error> {
-        let store = self.store(snapshotter)?;
-        let snapshot = self.db.read(|tx| get(tx, namespace, store.name, key))?;
+        let backing = self.backing(snapshotter)?;
+        let snapshot = self.db.read(|tx| get(tx, namespace, backing.name(), key))?;
+        let store = match backing {
+            Backing::Here(store) => store,
+            Backing::Elsewhere(proxy) => return proxy.usage(namespace, &snapshot.remote).await,
+        };
         match (snapshot.usage, snapshot_kind(&snapshot), &store.layout) {
             (Some(usage), _, _) => Ok(usage),
             // A view of the overlay adds nothing of its own.
@@ -445,15 +605,15 @@ impl Snapshots {
     /// # Errors
     /// `NotFound`, or `FailedPrecondition` while it is the parent of another.
     pub async fn remove(&self, namespace: &str, snapshotter: &str, key: &str) -> Result<(), Error> {
-        let store = Arc::clone(self.store(snapshotter)?);
+        let backing = self.backing(snapshotter)?.clone();
         let (namespace, key, collector) = (namespace.to_owned(), key.to_owned(), self.collector.clone());
         self.db
             .write(move |tx| {
-                let snapshot = get(tx, &namespace, store.name, &key)?;
-                if has_children(tx, &namespace, store.name, &key)? {
+                let snapshot = get(tx, &namespace, backing.name(), &key)?;
+                if has_children(tx, &namespace, backing.name(), &key)? {
                     return Err(Error::precondition("cannot remove snapshot with child"));
                 }
-                forget(tx, &store, &namespace, &key, &snapshot);
+                forget(tx, &backing, &namespace, &key, &snapshot);
                 tx.after_commit(move |_| collector.request());
                 Ok(())
             })
@@ -468,12 +628,12 @@ impl Snapshots {
         snapshotter: &str,
         key: &str,
     ) -> Result<bool, Error> {
-        let Some(store) = self.stores.get(snapshotter) else { return Ok(false) };
-        let snapshot = get(tx, namespace, store.name, key)?;
-        if has_children(tx, namespace, store.name, key)? {
+        let Some(backing) = self.snapshotters.get(snapshotter) else { return Ok(false) };
+        let snapshot = get(tx, namespace, snapshotter, key)?;
+        if has_children(tx, namespace, snapshotter, key)? {
             return Ok(false);
         }
-        forget(tx, store, namespace, key, &snapshot);
+        forget(tx, backing, namespace, key, &snapshot);
         Ok(true)
     }
 
@@ -481,23 +641,86 @@ impl Snapshots {
     ///
     /// # Errors
     /// `InvalidArgument` when there is no such snapshotter.
-    pub async fn cleanup(&self, snapshotter: &str) -> Result<(), Error> {
-        let trash = self.store(snapshotter)?.trash.clone();
+    pub async fn cleanup(&self, namespace: &str, snapshotter: &str) -> Result<(), Error> {
+        let trash = match self.backing(snapshotter)? {
+            Backing::Here(store) => store.trash.clone(),
+            Backing::Elsewhere(proxy) => return proxy.cleanup(namespace).await,
+        };
         tokio::task::spawn_blocking(move || trash.empty_now())
             .await
             .map_err(|err| Error::internal("remove snapshots", err))
     }
 }
 
-fn forget(tx: &mut WriteTx<'_>, store: &Arc<Store>, namespace: &str, key: &str, snapshot: &Snapshot) {
-    tx.delete::<Snapshot>(namespace, &snapshot_id(store.name, key));
-    if !snapshot.parent.is_empty() {
-        tx.delete::<Child>(namespace, &child_id(store.name, &snapshot.parent, key));
+/// Inside a change: refuses a key that is taken, and work for a committed snapshot that is there.
+fn is_new(
+    tx: &impl Reader,
+    namespace: &str,
+    snapshotter: &str,
+    key: &str,
+    labels: &HashMap<String, String>,
+) -> Result<(), Error> {
+    if let Some(target) = labels.get(TARGET)
+        && tx.has::<Snapshot>(namespace, &snapshot_id(snapshotter, target))?
+    {
+        return Err(Error::of(Kind::AlreadyExists, format_args!("target snapshot {}", quote(target))));
     }
-    let event = SnapshotRemove { key: key.to_owned(), snapshotter: store.name.to_owned() };
+    if tx.has::<Snapshot>(namespace, &snapshot_id(snapshotter, key))? {
+        return Err(Error::already_exists("snapshot", key));
+    }
+    Ok(())
+}
+
+/// Inside a change: records a snapshot that is new, for its namespace and lease.
+fn record(
+    tx: &mut WriteTx<'_>,
+    namespace: &str,
+    lease: Option<&str>,
+    snapshotter: &'static str,
+    key: String,
+    mut made: Snapshot,
+) -> Result<(), Error> {
+    touch_namespace(tx, namespace)?;
+    hold(tx, namespace, lease, Holdable::Snapshot(snapshotter), &key)?;
+    let at = Some(now());
+    (made.created_at, made.updated_at) = (at, at);
+    tx.put(namespace, &snapshot_id(snapshotter, &key), &made);
+    if !made.parent.is_empty() {
+        tx.put(namespace, &child_id(snapshotter, &made.parent, &key), &Child {});
+    }
+    if snapshot_kind(&made) == SnapshotKind::Active {
+        let event = SnapshotPrepare { key, parent: made.parent, snapshotter: snapshotter.to_owned() };
+        tx.publish(namespace, "/snapshot/prepare", pack(&event));
+    }
+    Ok(())
+}
+
+fn is_active(key: &str, snapshot: &Snapshot) -> Result<(), Error> {
+    if snapshot_kind(snapshot) == SnapshotKind::Active {
+        return Ok(());
+    }
+    let what = format_args!("failed to commit snapshot {key}: snapshot {} is not active", quote(key));
+    Err(Error::precondition(what))
+}
+
+fn forget(tx: &mut WriteTx<'_>, backing: &Backing, namespace: &str, key: &str, snapshot: &Snapshot) {
+    let snapshotter = backing.name();
+    tx.delete::<Snapshot>(namespace, &snapshot_id(snapshotter, key));
+    if !snapshot.parent.is_empty() {
+        tx.delete::<Child>(namespace, &child_id(snapshotter, &snapshot.parent, key));
+    }
+    let event = SnapshotRemove { key: key.to_owned(), snapshotter: snapshotter.to_owned() };
     tx.publish(namespace, "/snapshot/remove", pack(&event));
-    let (store, directory) = (Arc::clone(store), store.directory(snapshot.number));
-    tx.after_commit(move |_| store.trash.take(&directory));
+    match backing {
+        Backing::Here(store) => {
+            let (store, directory) = (Arc::clone(store), store.directory(snapshot.number));
+            tx.after_commit(move |_| store.trash.take(&directory));
+        }
+        Backing::Elsewhere(proxy) => {
+            let (proxy, namespace) = (Arc::clone(proxy), namespace.to_owned());
+            tx.after_commit(move |_| proxy.removed(&namespace));
+        }
+    }
 }
 
 fn get(tx: &impl Reader, namespace: &str, snapshotter: &str, key: &str) -> Result<Snapshot, Error> {

@@ -30,7 +30,7 @@ mod credentials;
 pub mod diff;
 mod export;
 mod import;
-mod keyed;
+pub(crate) mod keyed;
 pub mod mounts;
 mod names;
 pub mod progress;

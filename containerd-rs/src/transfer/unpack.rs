@@ -21,6 +21,7 @@ use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::mounts::Place;
 use super::progress::{Item, Progress};
 use super::scope::Scope;
 use super::walk::{self, Found};
@@ -107,10 +108,6 @@ impl Plan {
         let chain_ids = (1..=diff_ids.len()).filter_map(|n| oci::config::chain_id(&diff_ids[..n])).collect();
         Ok(Some(Self { snapshotter, diff_ids, chain_ids }))
     }
-
-    fn is_overlay(&self) -> bool {
-        self.snapshotter == "overlayfs"
-    }
 }
 
 /// The layers of one image on their way into snapshots.
@@ -131,7 +128,7 @@ pub(super) struct Incoming {
     key: String,
     diff_id: Digest,
     directory: PathBuf,
-    whiteouts: Whiteouts,
+    place: Place,
     unpacked: Option<Unpacked>,
     /// Nobody else makes this snapshot meanwhile.
     _turn: OwnedMutexGuard<()>,
@@ -142,6 +139,11 @@ impl<'a> Chain<'a> {
     pub fn new(transfer: &'a Arc<Transfer>, scope: &'a Scope, plan: Plan) -> Self {
         let committed = plan.chain_ids.iter().map(|_| watch::channel(false).0).collect();
         Self { transfer, scope, plan, committed, busy: TaskTracker::new(), open: Mutex::new(Vec::new()) }
+    }
+
+    /// Whether layers are directories of their own that we lay on each other: our overlay snapshotter.
+    fn is_overlay(&self) -> bool {
+        self.plan.snapshotter == "overlayfs" && self.scope.snapshots.is_ours("overlayfs")
     }
 
     fn target(&self) -> snapshot::Scope<'_> {
@@ -162,7 +164,7 @@ impl<'a> Chain<'a> {
             self.mark(at);
             return Ok(None);
         }
-        let parent = if self.plan.is_overlay() || at == 0 {
+        let parent = if self.is_overlay() || at == 0 {
             ""
         } else {
             self.wait_below(at).await?;
@@ -181,25 +183,18 @@ impl<'a> Chain<'a> {
             Err(err) => return Err(err),
         };
         self.open.lock().unwrap_or_else(PoisonError::into_inner).push(key.clone());
-        let [mount] = mounts.as_slice() else {
-            return Err(Error::internal("unpack", format_args!("{} mounts for one layer", mounts.len())));
-        };
-        if mount.r#type != "bind" {
-            return Err(Error::internal(
-                "unpack",
-                format_args!("cannot extract into a {} mount", mount.r#type),
-            ));
+        let scratch = self.transfer.scratch.clone();
+        // Another process's snapshotter may hand out what has to be mounted, which takes a moment.
+        let place = tokio::task::spawn_blocking(move || super::mounts::place(&mounts, &scratch)).await;
+        let mut place = place.map_err(|err| Error::internal("unpack", err))??;
+        if at > 0 && self.is_overlay() {
+            // It gets its parent later.
+            place.whiteouts = Whiteouts::Overlay { userxattr: false };
         }
-        let whiteouts = match at {
-            // There is nothing below to hide.
-            0 => Whiteouts::Remove,
-            _ if self.plan.is_overlay() => Whiteouts::Overlay { userxattr: false },
-            _ => Whiteouts::Remove,
-        };
-        let directory = PathBuf::from(&mount.source);
+        let directory = place.directory.clone();
         let busy = self.busy.token();
         let diff_id = self.plan.diff_ids[at].clone();
-        Ok(Some(Incoming { key, diff_id, directory, whiteouts, unpacked: None, _turn: turn, _busy: busy }))
+        Ok(Some(Incoming { key, diff_id, directory, place, unpacked: None, _turn: turn, _busy: busy }))
     }
 
     /// Extracts what has not been extracted on the way, and commits.
@@ -230,7 +225,11 @@ impl<'a> Chain<'a> {
                 self.wait_below(at).await?;
                 self.fix_implied(at, &incoming.directory, &unpacked.applied).await?;
             }
-            self.commit(at, &incoming.key).await?;
+            let key = incoming.key.clone();
+            tokio::task::spawn_blocking(move || incoming.place.close())
+                .await
+                .map_err(|err| Error::internal("unpack", err))??;
+            self.commit(at, &key).await?;
             item.done("extracted").await;
         }
         let labels = HashMap::from([("containerd.io/uncompressed".to_owned(), diff_id.to_string())]);
@@ -262,7 +261,7 @@ impl<'a> Chain<'a> {
         if !applied.has_root {
             implied.push(Vec::new());
         }
-        if !self.plan.is_overlay() || implied.is_empty() {
+        if !self.is_overlay() || implied.is_empty() {
             return Ok(());
         }
         let parent = self.plan.chain_ids[at - 1].as_str();
@@ -288,7 +287,7 @@ impl<'a> Chain<'a> {
         let labels = HashMap::from([(SNAPSHOT_REF.to_owned(), chain.to_owned())]);
         let parent = match at {
             0 => None,
-            _ if self.plan.is_overlay() => Some(self.plan.chain_ids[at - 1].as_str()),
+            _ if self.is_overlay() => Some(self.plan.chain_ids[at - 1].as_str()),
             _ => None,
         };
         let result = self.scope.snapshots.commit(self.target(), chain, key, labels, parent, None).await;
@@ -368,7 +367,14 @@ impl Incoming {
     /// Extracts a layer. Blocks.
     fn fill(&mut self, source: impl Read + Send) -> Result<(), LayerError> {
         let root = RootDir::open(&self.directory)?;
-        self.unpacked = Some(layer::unpack(&root, source, &ApplyOptions::layer(self.whiteouts))?);
+        let unpacked = layer::unpack(&root, source, &ApplyOptions::layer(self.place.whiteouts))?;
+        if !self.place.lowers.is_empty() {
+            // It lies on its parents already.
+            let lowers: Result<Vec<RootDir>, _> =
+                self.place.lowers.iter().map(|dir| RootDir::open(dir)).collect();
+            layer::fix_implied_dirs(&root, &unpacked.applied.implied_dirs, &lowers?)?;
+        }
+        self.unpacked = Some(unpacked);
         Ok(())
     }
 }

@@ -45,7 +45,7 @@ fn overlay_below<W: Write>(
         let Some(child) = open_dir_at(dir, &name)? else { continue };
         members.directory(child.as_fd(), &stat, &path, out)?;
         if is_opaque(child.as_fd()) {
-            let marker = Entry::new(join(&path, b".wh..wh..opq"), EntryKind::File, 0o600);
+            let marker = Entry::new(join(&path, b".wh..wh..opq"), EntryKind::File, 0);
             out.append(&marker, io::empty())?;
         }
         overlay_below(child.as_fd(), &path, members, out)?;
@@ -168,7 +168,7 @@ impl<W: Write> Comparison<W> {
 
 fn whiteout<W: Write>(prefix: &[u8], name: &[u8], out: &mut TarWriter<W>) -> Result<(), LayerError> {
     let name = [b".wh.", name].concat();
-    out.append(&Entry::new(join(prefix, &name), EntryKind::File, 0o600), io::empty())
+    out.append(&Entry::new(join(prefix, &name), EntryKind::File, 0), io::empty())
 }
 
 fn same_stat(a: &Stat, b: &Stat) -> bool {

@@ -321,6 +321,8 @@ mod tests {
             ("127.0.0.1:5000/a__b/c--d.e", "127.0.0.1:5000/a__b/c--d.e", "127.0.0.1:5000/a__b/c--d.e"),
             ("[::1]:5000/x", "[::1]:5000/x", "[::1]:5000/x"),
             ("Host/x", "Host/x", "Host/x"),
+            // Docker's own ambiguity: its short form is another registry's name.
+            ("docker.io/a.b/c", "docker.io/a.b/c", "a.b/c"),
             ("foo_bar.com:8080", "docker.io/library/foo_bar.com:8080", "foo_bar.com:8080"),
         ];
         for (text, full, familiar) in rows {

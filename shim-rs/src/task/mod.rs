@@ -27,7 +27,7 @@ use crate::clock::Instant;
 use crate::events::Events;
 use crate::log::Log;
 use crate::runc::{Runc, RuncError};
-use crate::stdio::uri::Plan;
+use crate::stdio::uri::{Plan, PlanError};
 use crate::stdio::{Owner, Stdio};
 
 /// Where the runtime writes init's pid, below the bundle.
@@ -35,7 +35,7 @@ pub const INIT_PID_FILE: &str = "init.pid";
 /// The status of an exec that could not be started.
 const NEVER_RAN: u8 = 255;
 /// Where runtimes keep their state unless the request names another place; a namespace is below.
-const RUNTIME_ROOT: &str = "/run/containerd/runc";
+pub const RUNTIME_ROOT: &str = "/run/containerd/runc";
 
 /// Everything the shim holds.
 pub struct Shim {
@@ -134,7 +134,14 @@ impl Shim {
         let options = runc_options(request.options.as_ref());
         let spec = Spec::read(&bundle).map_err(|err| unknown(format_args!("read config.json: {err}")))?;
         let plan = Plan::parse(&request.stdin, &request.stdout, &request.stderr).map_err(|err| {
-            Status::invalid_argument(format!("failed to create init process I/O: {err}: invalid argument"))
+            let text = format!("failed to create init process I/O: {err}");
+            match err {
+                // containerd's shim does not classify this one.
+                PlanError::UnknownScheme(_) => unknown(text),
+                PlanError::NoPath(_) | PlanError::NotAlone(_) => {
+                    Status::invalid_argument(format!("{text}: invalid argument"))
+                }
+            }
         })?;
         let root = match options.root.as_str() {
             "" => Path::new(RUNTIME_ROOT).join(&self.namespace),

@@ -46,7 +46,7 @@ fn garbage(fill: impl FnOnce(&mut WriteTx<'_>) + Send + 'static) -> Vec<String> 
     let marked = db
         .write_blocking(|tx| {
             fill(tx);
-            mark(tx, "n", "2026-01-01T00:00:00Z".parse().unwrap(), Young::Taken)
+            mark(tx, "n", "2026-01-01T00:00:00Z".parse().unwrap(), Young::Taken, None)
         })
         .unwrap();
     let nodes = marked.nodes.into_iter().map(|node| match node {
@@ -157,8 +157,11 @@ fn what_is_new_is_spared_unless_a_client_waits() {
     })
     .unwrap();
     let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-    let spared = db.read(|tx| mark(tx, "n", now, Young::Spared)).unwrap();
+    let spared = db.read(|tx| mark(tx, "n", now, Young::Spared, None)).unwrap();
     assert_eq!(spared.nodes, [Node::Content("future".into()), Node::Content("old".into())]);
     assert_eq!(spared.next_expiry, Some("2026-01-01T00:00:10Z".parse().unwrap()));
-    assert_eq!(db.read(|tx| mark(tx, "n", now, Young::Taken)).unwrap().nodes.len(), 4);
+    let released = [Node::Content("new".into())].into();
+    let spared = db.read(|tx| mark(tx, "n", now, Young::Spared, Some(&released))).unwrap();
+    assert_eq!(spared.nodes.len(), 4, "a client has given up the lease that held it");
+    assert_eq!(db.read(|tx| mark(tx, "n", now, Young::Taken, None)).unwrap().nodes.len(), 4);
 }
