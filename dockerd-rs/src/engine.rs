@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::api::open::Connections;
 use crate::config::Config;
 use crate::container::Containers;
 use crate::error::Result;
@@ -36,6 +37,8 @@ pub struct Engine {
     pub id: String,
     /// Whether the engine is starting, ready or stopping.
     pub phase: Phase,
+    /// Who is connected.
+    pub connections: Connections,
     /// What runtimes say about themselves.
     pub programs: Programs,
     /// Settings.
@@ -79,6 +82,7 @@ impl Engine {
         let engine = Arc::new(Self {
             id,
             phase,
+            connections: Connections::default(),
             programs,
             config,
             store,

@@ -31,6 +31,8 @@ const BLOCKING_THREADS: usize = 32;
 const BLOCKING_IDLE: Duration = Duration::from_secs(5);
 /// How long requests in flight may take to finish at a stop.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How many of those who are late at a stop are named.
+const LATE: usize = 20;
 /// How often to look whether memory can be given back.
 const REST: Duration = Duration::from_secs(2);
 /// Layers of heap the allocator may keep; each thread would otherwise get its own.
@@ -189,10 +191,16 @@ async fn run(mut config: Config, logs: Logs) -> Result<()> {
         secs if secs >= 0 => DRAIN.min(Duration::from_secs(secs.unsigned_abs())),
         _ => DRAIN,
     };
-    tokio::select! {
-        () = tracker.wait() => {}
-        () = tokio::time::sleep(patience) => tracing::warn!(connections = tracker.len(), "connections are cut"),
-        _ = interrupt.recv() => tracing::warn!(connections = tracker.len(), "told again to stop: connections are cut"),
+    let cut = tokio::select! {
+        () = tracker.wait() => None,
+        () = tokio::time::sleep(patience) => Some("connections are cut"),
+        _ = interrupt.recv() => Some("told again to stop: connections are cut"),
+    };
+    if let Some(cut) = cut {
+        tracing::warn!(connections = tracker.len(), "{cut}");
+        for (request, since) in engine.connections.late().into_iter().take(LATE) {
+            tracing::warn!(request, secs = since.as_secs(), "late");
+        }
     }
     engine.shutdown().await;
     let supervisor = keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -224,6 +232,10 @@ async fn boot(engine: Arc<Engine>, keeper: Arc<Mutex<Option<Supervisor>>>) -> Re
 
 /// SIGHUP.
 fn reload(engine: &Engine, logs: &Logs) {
+    // For a unit of `Type=notify-reload`; with `Type=notify` the service manager knows no reload and takes no notice.
+    if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading, now]);
+    }
     match engine.config.reload() {
         Ok(changed) => {
             let live = engine.config.live();
@@ -236,6 +248,10 @@ fn reload(engine: &Engine, logs: &Logs) {
             engine.events.publish(Subject::Daemon, "reload", engine.id.clone(), attributes);
         }
         Err(err) => tracing::error!(error = %err, "configuration not reloaded"),
+    }
+    // Before the engine has started it is the end of the start that says so.
+    if engine.phase.is_ready() {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     }
 }
 

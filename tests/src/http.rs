@@ -58,6 +58,24 @@ pub fn request(
     parse(&exchange(socket, &bytes, false))
 }
 
+/// Sends one request with a body that is framed already, and reads the answer to its end.
+pub fn request_framed(
+    socket: &Path,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    framed: &[u8],
+) -> Answer {
+    let mut bytes =
+        format!("{method} {target} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n").into_bytes();
+    for (name, value) in headers {
+        bytes.extend(format!("{name}: {value}\r\n").bytes());
+    }
+    bytes.extend(b"\r\n");
+    bytes.extend(framed);
+    parse(&exchange(socket, &bytes, false))
+}
+
 /// Sends bytes and reads until the engine closes the connection or is silent for long. With `half`, the sending side is closed first.
 pub fn exchange(socket: &Path, bytes: &[u8], half: bool) -> Vec<u8> {
     let mut stream = UnixStream::connect(socket).expect("the engine listens");
@@ -81,8 +99,9 @@ pub fn exchange(socket: &Path, bytes: &[u8], half: bool) -> Vec<u8> {
     answer
 }
 
-/// Takes an answer apart.
+/// Takes an answer apart. That the body may be sent is none.
 pub fn parse(bytes: &[u8]) -> Answer {
+    let bytes = bytes.strip_prefix(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(bytes);
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);

@@ -122,6 +122,36 @@ pub fn busybox_layer() -> Vec<u8> {
     tar.into_inner().expect("memory")
 }
 
+/// The layer of the image that was used when the exchanges of `data/replay` were recorded: less than [`busybox_layer`], and a file.
+///
+/// # Panics
+/// As [`busybox`].
+pub fn recorded_layer() -> Vec<u8> {
+    const APPLETS: &str = "sh sleep echo cat ls true false ps id env stat head tail dd printf kill stty mkdir rm ln touch hostname wget \
+                           nc ip seq test tty date sync grep wc mount chmod chown";
+    let program = std::fs::read(BUSYBOX).expect("busybox-static is installed");
+    let mut tar = tar::Builder::new(Vec::new());
+    for dir in ["bin", "etc", "tmp", "root", "data", "proc", "sys", "dev"] {
+        let mut header = header(0, if dir == "tmp" { 0o1777 } else { 0o755 });
+        header.set_entry_type(tar::EntryType::Directory);
+        tar.append_data(&mut header, dir, std::io::empty()).expect("memory");
+    }
+    tar.append_data(&mut header(program.len(), 0o755), "bin/busybox", program.as_slice()).expect("memory");
+    for applet in APPLETS.split_whitespace() {
+        let mut header = header(0, 0o777);
+        header.set_entry_type(tar::EntryType::Symlink);
+        tar.append_link(&mut header, format!("bin/{applet}"), "busybox").expect("memory");
+    }
+    let passwd = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
+    let group = "root:x:0:\nnobody:x:65534:\n";
+    for (name, text) in
+        [("etc/passwd", passwd), ("etc/group", group), ("data/hello.txt", "hello from image\n")]
+    {
+        tar.append_data(&mut header(text.len(), 0o644), name, text.as_bytes()).expect("memory");
+    }
+    tar.into_inner().expect("memory")
+}
+
 /// A docker-archive with one image of one layer.
 ///
 /// # Panics

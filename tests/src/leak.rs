@@ -1,7 +1,7 @@
 //! What an engine could leave behind on a machine, as lists that can be compared.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::host;
@@ -18,16 +18,8 @@ pub fn snapshot() -> BTreeSet<String> {
         let kind = words.iter().position(|word| *word == "-").and_then(|at| words.get(at + 1));
         found.insert(format!("mount {} {}", words.get(4).unwrap_or(&""), kind.unwrap_or(&"")));
     }
-    let mut hierarchies = BTreeSet::new();
-    for line in std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
-        if line.contains(" - cgroup") {
-            hierarchies.extend(line.split(' ').nth(4).map(str::to_owned));
-        }
-    }
-    for hierarchy in hierarchies {
-        directories(Path::new(&hierarchy), 4, &mut |dir| {
-            found.insert(format!("cgroup {}", dir.display()));
-        });
+    for group in cgroups() {
+        found.insert(format!("cgroup {}", group.display()));
     }
     for dir in [
         "/run/netns",
@@ -64,6 +56,21 @@ pub fn snapshot() -> BTreeSet<String> {
         {
             found.insert(format!("process {pid} {cmdline}"));
         }
+    }
+    found
+}
+
+/// Every control group, in every hierarchy.
+pub fn cgroups() -> Vec<PathBuf> {
+    let mut hierarchies = BTreeSet::new();
+    for line in std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+        if line.contains(" - cgroup") {
+            hierarchies.extend(line.split(' ').nth(4).map(str::to_owned));
+        }
+    }
+    let mut found = Vec::new();
+    for hierarchy in hierarchies {
+        directories(Path::new(&hierarchy), 4, &mut |dir| found.push(dir.to_owned()));
     }
     found
 }

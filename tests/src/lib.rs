@@ -10,6 +10,7 @@ pub mod image;
 pub mod lan;
 pub mod leak;
 pub mod plugin;
+pub mod replay;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};

@@ -1,14 +1,15 @@
 //! What an operator does with an engine: sockets, certificates, settings, plugins, figures; and what it makes of a bad day.
 
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use e2e_tests::plugin::Plugin;
-use e2e_tests::{Engine, bin_dir, host, http, wait_for};
+use e2e_tests::{Engine, bin_dir, host, http, leak, wait_for};
 use serde_json::{Value, json};
 
 fn openssl(args: &[&str]) {
@@ -196,25 +197,136 @@ fn a_volume_plugin_keeps_volumes() {
     assert_eq!(count("VolumeDriver.Remove"), 1);
 }
 
-#[test]
-fn a_socket_handed_over_by_the_service_manager_is_served() {
-    let mut engine = Engine::start();
-    engine.stop();
-    let path = engine.path("handed.sock");
-    let listener = UnixListener::bind(&path).expect("a socket");
+/// The engine as a service manager would start it, through `sh` with that script.
+fn as_a_service(engine: &Engine, script: &str, host: &str) -> Command {
     let mut command = engine.netns().command("sh");
     command
-        .args(["-c", "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", "sh"])
+        .args(["-c", script, "sh"])
         .arg(bin_dir().join("dockerd-rs"))
-        .args(["--config-file", "/dev/null", "-H", "fd://"])
+        .args(["--config-file", "/dev/null", "-H", host])
         .arg("--data-root")
         .arg(engine.path("data"))
         .arg("--exec-root")
         .arg(engine.path("exec"))
         .arg("--pidfile")
         .arg(engine.path("pid"))
-        .stdin(Stdio::from(OwnedFd::from(listener)))
-        .stderr(std::fs::File::create(engine.path("handed.log")).expect("a log"));
+        .stderr(std::fs::File::create(engine.path("service.log")).expect("a log"));
+    command
+}
+
+#[test]
+fn the_service_manager_is_told_how_it_goes() {
+    let mut engine = Engine::start();
+    engine.stop();
+    let manager = engine.path("notify.sock");
+    let told = UnixDatagram::bind(&manager).expect("a socket");
+    told.set_read_timeout(Some(e2e_tests::PATIENCE)).expect("a time limit");
+    let next = || {
+        let mut buffer = [0; 4096];
+        let count = told.recv(&mut buffer).expect("to be told in time");
+        String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
+    };
+    let host = format!("unix://{}", engine.socket().display());
+    let mut command = as_a_service(&engine, "exec \"$@\"", &host);
+    let mut daemon = command.env("NOTIFY_SOCKET", &manager).spawn().expect("dockerd-rs starts");
+    let pid = i32::try_from(daemon.id()).expect("a pid");
+    assert_eq!(next(), "READY=1");
+    assert_eq!(http::request(&engine.socket(), "GET", "/_ping", &[], None).text(), "OK");
+    host::kill(pid, 1);
+    let reloading = next();
+    let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").map(str::parse::<u64>);
+    assert!(matches!(since, Some(Ok(1..))), "{reloading}");
+    assert_eq!(next(), "READY=1");
+    host::kill(pid, 15);
+    assert_eq!(next(), "STOPPING=1");
+    assert!(daemon.wait().expect("dockerd-rs ends").success());
+}
+
+#[test]
+fn a_stop_waits_for_answers_and_tells_who_is_late() {
+    let mut engine = Engine::start_with(&["--shutdown-timeout", "1"]);
+    let connect = |request: &str| {
+        let mut stream = UnixStream::connect(engine.socket()).expect("the engine listens");
+        stream.set_read_timeout(Some(e2e_tests::PATIENCE)).expect("a time limit");
+        stream.write_all(request.as_bytes()).expect("a request");
+        stream
+    };
+    // One has its answer and may ask again, one has sent half of what it wants loaded.
+    let mut idle = connect("GET /_ping HTTP/1.1\r\nHost: docker\r\n\r\n");
+    let mut head = [0; 15];
+    idle.read_exact(&mut head).expect("an answer");
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    let asked =
+        "POST /images/load HTTP/1.1\r\nHost: docker\r\nContent-Length: 4096\r\nExpect: 100-continue\r\n\r\n";
+    let mut stuck = connect(asked);
+    stuck.read_exact(&mut head).expect("to be told to go on");
+    assert_eq!(&head, b"HTTP/1.1 100 Co");
+    stuck.write_all(b"half").expect("half of it");
+    engine.stop();
+    drop(stuck);
+    let log = engine.log();
+    assert!(log.contains("connections are cut connections=1"), "{log}");
+    assert!(log.contains("late request=\"POST /images/load\" secs="), "{log}");
+    assert!(!log.contains("/_ping"), "{log}");
+}
+
+#[test]
+fn contexts_and_a_connection_through_another_program() {
+    let engine = Engine::start();
+    engine.load_busybox();
+    let config = engine.path("contexts");
+    let run = |host: Option<&str>, args: &[&str]| -> e2e_tests::Ran {
+        let mut command = engine.docker_command(args);
+        command.env("DOCKER_CONFIG", &config).env_remove("DOCKER_HOST");
+        if let Some(host) = host {
+            command.env("DOCKER_HOST", host);
+        }
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", engine.path("ssh").display()));
+        command.output().expect("docker runs").into()
+    };
+    let host = format!("host=unix://{}", engine.socket().display());
+    run(None, &["context", "create", "here", "--docker", &host]).ok();
+    assert_eq!(run(None, &["--context", "here", "images", "-q", "busybox"]).ok().len(), 12);
+    run(None, &["context", "use", "here"]).ok();
+    assert_eq!(run(None, &["run", "--rm", "busybox", "echo", "through a context"]).ok(), "through a context");
+    // Stands in for ssh: what it was to run there it runs here, with ours under docker's name.
+    let bin = engine.path("ssh");
+    std::fs::create_dir(&bin).expect("a folder");
+    std::os::unix::fs::symlink(bin_dir().join("docker-rs"), bin.join("docker")).expect("a link");
+    let script = format!(
+        "#!/bin/sh\necho \"$*\" >> {log}\nwhile [ \"$1\" != docker ]; do shift; done\n\
+         export DOCKER_HOST=unix://{socket} DOCKER_CONFIG=/nonexistent\nexec \"$@\"\n",
+        log = engine.path("ssh.log").display(),
+        socket = engine.socket().display()
+    );
+    std::fs::write(bin.join("ssh"), script).expect("a script");
+    std::fs::set_permissions(bin.join("ssh"), PermissionsExt::from_mode(0o755)).expect("a mode");
+    let there = Some("ssh://somebody@box");
+    assert_eq!(run(there, &["images", "-q", "busybox"]).ok().len(), 12);
+    let mut cat = engine.docker_command(&["run", "--rm", "-i", "busybox", "sh", "-c", "cat; echo over"]);
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+    cat.env("DOCKER_HOST", "ssh://somebody@box")
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut cat = cat.spawn().expect("docker runs");
+    cat.stdin.take().expect("a pipe").write_all(b"typed\n").expect("input");
+    let output = cat.wait_with_output().expect("docker ends");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "typed\nover\n");
+    let asked = std::fs::read_to_string(engine.path("ssh.log")).expect("it was run");
+    assert!(asked.contains("docker system dial-stdio"), "{asked}");
+}
+
+#[test]
+fn a_socket_handed_over_by_the_service_manager_is_served() {
+    let mut engine = Engine::start();
+    engine.stop();
+    let path = engine.path("handed.sock");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
+    let mut command = as_a_service(&engine, script, "fd://");
+    command.stdin(Stdio::from(OwnedFd::from(listener)));
     // Who connects before the engine is up is answered, too: that is what the socket is handed over for.
     let mut daemon = command.spawn().expect("dockerd-rs starts");
     assert_eq!(http::request(&path, "GET", "/_ping", &[], None).text(), "OK");
@@ -278,21 +390,12 @@ fn permissions_are_narrow() {
 
 #[test]
 fn a_damaged_record_harms_nobody_else() {
-    const CONTAINERS: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("containers");
     let mut engine = Engine::start();
     engine.load_busybox();
     engine.docker(&["create", "--name", "whole", "busybox"]).ok();
     let broken = engine.docker(&["create", "--name", "broken", "busybox"]).ok().to_owned();
     engine.stop();
-    {
-        let store = redb::Database::open(engine.path("data/engine.redb")).expect("the store");
-        let change = store.begin_write().expect("a change");
-        change
-            .open_table(CONTAINERS)
-            .and_then(|mut rows| Ok(rows.insert(broken.as_str(), &b"{\"cut"[..]).map(drop)?))
-            .expect("the record");
-        change.commit().expect("the change");
-    }
+    damage(&engine.path("data/engine.redb"), &broken);
     engine.spawn();
     assert_eq!(engine.docker(&["ps", "-a", "--format", "{{.Names}}"]).ok(), "whole");
     assert!(engine.log().contains(&broken), "nobody was told");
@@ -347,43 +450,106 @@ fn no_event_is_lost_or_told_twice_when_the_engine_dies() {
 fn what_has_no_record_is_removed_at_the_start() {
     let mut engine = Engine::start();
     engine.load_busybox();
-    engine.docker(&["network", "create", "net"]).ok();
+    engine.docker(&["network", "create", "kept"]).ok();
     engine.kill_dockerd();
     engine.kill_containerd();
-    let metadata = engine.path("data/containerd/io.containerd.metadata.v1.bolt/meta.redb");
-    let stores = [(engine.path("data/engine.redb"), engine.path("old-1")), (metadata, engine.path("old-2"))];
-    for (store, kept) in &stores {
-        std::fs::copy(store, kept).expect("a copy");
+    let stores = [
+        engine.path("data/engine.redb"),
+        engine.path("data/containerd/io.containerd.metadata.v1.bolt/meta.redb"),
+    ];
+    let before = |store: &Path| store.with_extension("before");
+    for store in &stores {
+        std::fs::copy(store, before(store)).expect("a copy");
     }
     engine.spawn();
-    // First the engine forgets its containers, then containerd does so too.
-    for forgotten in [&stores[..1]] {
-        let run = ["run", "-d", "--network", "net", "-v", "/v", "-p", "18080:80", "busybox", "sleep", "1000"];
-        let id = engine.docker(&run).ok().to_owned();
+    let [engines, both, none] = [&stores[..1], &stores[..], &stores[..0]];
+    for (loss, lost, by_older) in [
+        ("the engine's store is an older one", engines, true),
+        ("both stores are older ones", both, true),
+        ("the record is damaged", none, true),
+        ("the engine's store is gone", engines, false),
+        ("both stores are gone", both, false),
+    ] {
+        eprintln!("--- {loss} ---");
+        engine.docker(&["network", "create", "net"]).ok();
+        let run = ["run", "-d", "--network", "net", "-v", "/v", "-p", "18080:80", "--init", "--tmpfs", "/t"];
+        let id = engine.docker(&[&run[..], &["busybox", "sleep", "1000"]].concat()).ok().to_owned();
         let pid: i32 = engine.inspect(&id, "{{.State.Pid}}").parse().expect("a pid");
         let shim = host::parent(pid).expect("a shim");
+        let namespace = engine.inspect(&id, "{{.NetworkSettings.SandboxKey}}");
+        assert!(groups_of(&id) > 0 && Path::new(&namespace).exists());
         engine.kill_dockerd();
         engine.kill_containerd();
-        for (store, kept) in forgotten {
-            std::fs::copy(kept, store).expect("a copy");
+        for store in lost {
+            let done = if by_older {
+                std::fs::copy(before(store), store).map(drop)
+            } else {
+                std::fs::remove_file(store)
+            };
+            done.expect("the loss");
+        }
+        if lost.is_empty() {
+            damage(&stores[0], &id);
         }
         engine.spawn();
         assert!(engine.docker(&["ps", "-aq"]).ok().is_empty());
         wait_for("its processes to be gone", || !host::alive(pid) && !host::alive(shim));
-        wait_for("its directories to be gone", || {
-            !engine.path("data/containers").join(&id).exists()
-                && !engine.path("exec/containers").join(&id).exists()
+        wait_for("its control groups to be gone", || groups_of(&id) == 0);
+        wait_for("its namespace to be gone", || !Path::new(&namespace).exists());
+        wait_for("its records at containerd to be gone", || {
+            let lists = [&["containers", "ls", "-q"][..], &["tasks", "ls", "-q"], &["snapshots", "ls"]];
+            // Of a damaged record the content stays, as its directories do.
+            let gone = if lost.is_empty() { &lists[..2] } else { &lists };
+            !gone.iter().any(|list| engine.ctr(list).ok().contains(&id))
         });
-        let links = engine.netns().command("ip").args(["-o", "link"]).output().expect("ip runs");
-        let links = String::from_utf8_lossy(&links.stdout).into_owned();
-        assert!(!links.contains("veth"), "{links}");
-        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-        assert!(!mounts.contains(&id), "{mounts}");
+        wait_for("its mounts to be gone", || {
+            let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+            let state = engine.path("exec/containerd").display().to_string();
+            !mounts.lines().any(|line| line.contains(&id) || line.contains(&format!("{state}/io.")))
+        });
+        wait_for("its links to be gone", || {
+            let networks = engine.docker(&["network", "ls", "-q"]).ok().to_owned();
+            let links = engine.netns().command("ip").args(["-br", "link"]).output().expect("ip runs");
+            let links = String::from_utf8_lossy(&links.stdout).into_owned();
+            links.lines().filter_map(|line| line.split_whitespace().next()).all(|link| {
+                let of_network = link.strip_prefix("br-").is_none_or(|network| networks.contains(network));
+                !link.starts_with("veth") && of_network
+            })
+        });
+        let kept = lost.is_empty();
+        wait_for("its directories to be gone", || {
+            engine.path("data/containers").join(&id).exists() == kept
+                && (kept || !engine.path("exec/containers").join(&id).exists())
+        });
         for name in std::fs::read_dir(engine.path("data/volumes")).expect("volumes").flatten() {
             // Content without a record is somebody's data all the same.
             assert!(name.path().join("_data").exists());
         }
+        if lost.len() == 2 && !by_older {
+            engine.load_busybox();
+        }
+        // The port is free, and so is the name of the network where that is forgotten, too.
+        let again = ["run", "--rm", "-p", "18080:80", "busybox", "true"];
+        engine.docker(&again).ok();
+        engine.docker(&["network", "rm", "-f", "net"]).ok();
     }
+}
+
+/// How many control groups a container has.
+fn groups_of(id: &str) -> usize {
+    leak::cgroups().iter().filter(|group| group.ends_with(id)).count()
+}
+
+/// Makes a container's record unreadable.
+fn damage(store: &Path, id: &str) {
+    const CONTAINERS: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("containers");
+    let store = redb::Database::open(store).expect("the store");
+    let change = store.begin_write().expect("a change");
+    change
+        .open_table(CONTAINERS)
+        .and_then(|mut rows| Ok(rows.insert(id, &b"{\"cut"[..]).map(drop)?))
+        .expect("the record");
+    change.commit().expect("the change");
 }
 
 #[test]

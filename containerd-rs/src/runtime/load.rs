@@ -2,7 +2,8 @@
 //!
 //! Every bundle is looked at in a task of its own: we serve at once, a request for a task that is still being looked for waits
 //! for that task alone, and a shim that hangs holds up nobody. A bundle without a shim is what a crash or a reboot left: it is
-//! cleaned up and the end of its task is announced, once.
+//! cleaned up and the end of its task is announced, once. So is one that no record speaks of any more (the metadata come from a
+//! backup): nobody could ask for its task.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -27,13 +28,23 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Clean-ups that run at the same time: each forks.
 const CLEAN_UPS: usize = 4;
 
+/// What the metadata have under a bundle's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A sandbox: its shim is there without a task of its own.
+    Sandbox,
+    /// A container.
+    Container,
+    /// Nothing.
+    Nobody,
+}
+
 impl Manager {
-    /// Looks for bundles and connects to their shims, in the background. `is_sandbox` knows which shims are there without a
-    /// task of their own.
+    /// Looks for bundles and connects to their shims, in the background.
     ///
     /// # Errors
     /// When the state directory cannot be read.
-    pub fn load(&self, is_sandbox: impl Fn(&Key) -> bool + Send + Sync + 'static) -> std::io::Result<usize> {
+    pub fn load(&self, owner: impl Fn(&Key) -> Owner + Send + Sync + 'static) -> std::io::Result<usize> {
         let settings = &self.0.settings;
         for (key, binary) in strays(Path::new("/proc"), &settings.launcher.grpc_address) {
             let bundle = Bundle::at(&settings.state, &settings.root, &key);
@@ -46,7 +57,7 @@ impl Manager {
         }
         let mut found = bundle::find(&self.0.settings.state)?;
         found.rests.extend(bundle::orphaned_work(&self.0.settings.state, &self.0.settings.root)?);
-        let is_sandbox = Arc::new(is_sandbox);
+        let owner = Arc::new(owner);
         let count = found.bundles.len();
         let clean_ups = Arc::new(Semaphore::new(CLEAN_UPS));
         for key in found.bundles {
@@ -54,13 +65,13 @@ impl Manager {
             self.0.expect(key.clone(), until);
             let inner = Arc::clone(&self.0);
             let clean_ups = Arc::clone(&clean_ups);
-            let is_sandbox = Arc::clone(&is_sandbox);
+            let owner = Arc::clone(&owner);
             tokio::spawn(async move {
-                let shim = inner.load(key, &loading, &clean_ups).await;
+                let owner = owner(&key);
+                let shim = inner.load(key, owner, &loading, &clean_ups).await;
                 drop(loading);
                 if let Some(shim) = shim {
-                    let has_task = !is_sandbox(&shim.key);
-                    inner.catch_up(&shim, has_task).await;
+                    inner.catch_up(&shim, owner != Owner::Sandbox).await;
                 }
             });
         }
@@ -82,12 +93,17 @@ impl Inner {
     async fn load(
         self: &Arc<Self>,
         key: Key,
+        owner: Owner,
         loading: &watch::Sender<()>,
         clean_ups: &Semaphore,
     ) -> Option<Arc<Shim>> {
         let bundle = self.bundle(&key);
         let lifecycle = Arc::new(Lifecycle::recall(&bundle.path));
         let connection = match bundle.read_bootstrap() {
+            _ if owner == Owner::Nobody => Err(containerd_api::Error::new(
+                containerd_api::Kind::NotFound,
+                "its container has no record any more",
+            )),
             Some(bootstrap) => {
                 shim::connect(&bootstrap, CONNECT_DEADLINE).await.map(|client| (bootstrap, client))
             }
@@ -97,7 +113,7 @@ impl Inner {
         let (bootstrap, client) = match connection {
             Ok(connection) => connection,
             Err(err) => {
-                tracing::info!(task = %key, %err, "no shim any more, cleaning up");
+                tracing::info!(task = %key, %err, "no shim that serves it, cleaning up");
                 let (over, until) = watch::channel(());
                 self.bury(key.clone(), until);
                 // Those who asked for it need not wait for the clean-up.

@@ -25,6 +25,7 @@ pub mod name;
 pub mod shim;
 
 pub use lifecycle::{Exit, Lifecycle};
+pub use load::Owner;
 pub use manager::{CreateTask, Endpoint, Manager, Settings};
 pub use shim::Shim;
 
@@ -78,11 +79,16 @@ impl Runtime {
         // Shims that are found again have events to deliver: the endpoint comes first.
         crate::server::shim_events::serve(daemon)?;
         let db = Arc::clone(&self.db);
-        let is_sandbox = move |key: &Key| {
-            // In doubt it is one: nothing is taken down that may be in use.
-            db.get::<Sandbox>(&key.namespace, &key.id).map_or(true, |record| record.is_some())
+        let owner = move |key: &Key| {
+            let sandbox = db.get::<Sandbox>(&key.namespace, &key.id);
+            match (sandbox, db.get::<Container>(&key.namespace, &key.id)) {
+                (Ok(None), Ok(None)) => Owner::Nobody,
+                (Ok(None), _) => Owner::Container,
+                // In doubt it is a sandbox: nothing is taken down that may be in use.
+                _ => Owner::Sandbox,
+            }
         };
-        match self.tasks.load(is_sandbox) {
+        match self.tasks.load(owner) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "looking for the shims of earlier tasks"),
             Err(err) => return Err(Error::internal("read the bundles", err)),

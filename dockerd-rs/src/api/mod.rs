@@ -15,6 +15,7 @@ pub mod hijack;
 pub mod images;
 pub mod lifecycle;
 pub mod networks;
+pub mod open;
 pub mod params;
 pub mod plugins;
 pub mod preface;

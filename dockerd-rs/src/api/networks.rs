@@ -29,7 +29,11 @@ pub fn routes(router: &mut Router) {
 
 async fn list(ctx: Ctx) -> Answer {
     let filters = ctx.filters(&FILTERS)?;
-    Ok(Reply::ok(&ctx.engine.networks.list(&filters)?))
+    let mut networks = ctx.engine.networks.list(&filters)?;
+    if !ctx.version.at_least(28) {
+        ctx.engine.networks.add_members(&mut networks);
+    }
+    Ok(Reply::ok(&networks))
 }
 
 /// Our own: what decides about a port of the host.

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -36,11 +37,13 @@ where
         Client::Local => (None, None),
         Client::Remote(peer) => (peer, Some(HEADER_TIMEOUT)),
     };
-    let service = service_fn(move |request| {
+    let (open, phase) = (engine.connections.open(), engine.phase.clone());
+    let service = service_fn(|request: http::Request<Incoming>| {
+        open.asks(format!("{} {}", request.method(), request.uri().path()));
         let (engine, router, peer) = (Arc::clone(&engine), Arc::clone(&router), peer.clone());
         async move { Ok::<_, Infallible>(super::serve(engine, router, request, peer).await) }
     });
-    let served = http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .max_buf_size(MAX_HEADER_BYTES)
@@ -49,8 +52,16 @@ where
         // A client that has sent its request may close its half and still wants the answer (docker run -i < file).
         .half_close(true)
         .serve_connection(TokioIo::new(Preface::new(stream, HEADER_TIMEOUT)), service)
-        .with_upgrades()
-        .await;
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = phase.stopping() => {
+            // An idle one ends at once, another with the answer it is at.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
     if let Err(err) = served {
         tracing::debug!(error = %err, "connection ended");
     }

@@ -32,7 +32,7 @@ pub fn routes(router: &mut Router) {
     router.get("/tasks", list);
     router.get("/tasks/{id}", manager);
     router.get("/tasks/{id}/logs", logs);
-    router.get("/secrets", list_secrets);
+    router.get("/secrets", list);
     router.post("/secrets/create", with_body);
     router.delete("/secrets/{id}", manager);
     router.get("/secrets/{id}", manager);
@@ -61,13 +61,6 @@ async fn with_body(mut ctx: Ctx) -> Answer {
 async fn list(ctx: Ctx) -> Answer {
     parse_filters(&ctx)?;
     refused()
-}
-
-async fn list_secrets(ctx: Ctx) -> Answer {
-    if !ctx.version.at_least(25) {
-        return Err(Error::invalid("GET /secrets requires minimum API version 1.25"));
-    }
-    list(ctx).await
 }
 
 async fn list_services(ctx: Ctx) -> Answer {

@@ -467,6 +467,30 @@ mod tests {
     }
 
     #[test]
+    fn whatever_cannot_be_done_is_refused_on_the_command_line_and_in_the_file() {
+        use options::Form::*;
+        for option in options::OPTIONS {
+            let Some(why) = option.refused else { continue };
+            let (flag, file) = match option.form {
+                Bool => ("true", "true"),
+                Int | Bytes => ("7", "7"),
+                Text => ("x", r#""x""#),
+                List => ("x", r#"["x"]"#),
+                Map => ("a=b", r#"{"a":"b"}"#),
+                Runtimes | Ulimits | Pools | MapOfMaps => unreachable!("none of them is refused"),
+            };
+            if !option.flag.is_empty() {
+                let told = refused(&[&format!("--{}={flag}", option.flag)], None);
+                assert_eq!(told, format!("--{}: {why}", option.flag));
+            }
+            if !option.key.is_empty() {
+                let told = refused(&["--validate"], Some(&format!(r#"{{"{}":{file}}}"#, option.key)));
+                assert!(told.ends_with(&format!("{}: {why}", option.key)), "{told}");
+            }
+        }
+    }
+
+    #[test]
     fn wrong_values_are_refused() {
         let rows = [
             (

@@ -29,7 +29,9 @@ pub async fn inspect(
         Some(other) => engine.config.container_dir(other),
         None => dir.clone(),
     };
-    let once = |text: String| if record.started_once { text } else { String::new() };
+    // A start that failed has made them, too.
+    let tried = record.started_once || !record.life.error.is_empty();
+    let once = |text: String| if tried { text } else { String::new() };
     let file = |name: &str| once(files.join(name).display().to_string());
     let log = dir.join(format!("{}-json.log", record.id)).display().to_string();
     let network = network(engine, &record, version);

@@ -12,6 +12,7 @@ use docker_api::filters::Filters;
 use docker_api::inspect::{Summary, SummaryHealth, SummaryHost, SummaryNetworks, SummaryPort};
 use jiff::Timestamp;
 
+use super::mounts::Source;
 use super::record::Record;
 use super::{Container, inspect};
 use crate::api::ApiVersion;
@@ -83,12 +84,17 @@ fn summary(
         names.iter().filter(|name| **name != record.name).map(|name| format!("/{name}")).collect();
     names.sort();
     names.insert(0, format!("/{}", record.name));
-    let mut mounts: Vec<_> = record.mounts.values().map(super::mounts::MountPoint::shown).collect();
-    for mount in &mut mounts {
-        if mount.kind == "volume" {
-            mount.source.clear();
+    let mounts = record.mounts.values().map(|mount| {
+        let mut shown = mount.shown();
+        // Docker has no path here for what only the image, or a bare `-v /path`, asks for.
+        let mut asked = record.config.volumes.iter().flatten().map(|(path, _)| super::mounts::clean(path));
+        if matches!(mount.source, Source::Volume { anonymous: true, .. })
+            && asked.any(|path| path == mount.destination)
+        {
+            shown.source.clear();
         }
-    }
+        shown
+    });
     Summary {
         id: record.id.clone(),
         names,
@@ -111,7 +117,7 @@ fn summary(
         },
         health: version.at_least(52).then(|| health(record)),
         network_settings: SummaryNetworks { networks: network.networks },
-        mounts,
+        mounts: mounts.collect(),
         ..Summary::default()
     }
 }

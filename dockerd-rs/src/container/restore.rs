@@ -316,6 +316,16 @@ async fn remove_strangers(engine: &Arc<Engine>) {
             tracing::warn!(container = id, error = %err, "remove a container without a record");
         }
     }
+    for id in engine.networks.containers().into_iter().filter(|id| engine.containers.by_id(id).is_none()) {
+        if let Err(err) = engine.networks.release(&id).await {
+            tracing::warn!(container = id, error = %err, "take a container without a record out of its networks");
+        }
+    }
+    if engine.config.owns_containerd()
+        && let Err(err) = remove_snapshots(engine).await
+    {
+        tracing::warn!(error = %err, "remove snapshots without a record");
+    }
     let engine = Arc::clone(engine);
     let removed = tokio::task::spawn_blocking(move || {
         for kept in [engine.config.container_dir(""), engine.config.container_run_dir("")] {
@@ -327,18 +337,42 @@ async fn remove_strangers(engine: &Arc<Engine>) {
     }
 }
 
-/// Removes the directories in `kept` that are named as containers are and have no record, not even a damaged one.
+/// Removes the snapshots that are named as containers' are (see [`crate::image`] and [`spec::mounts`]) and have no record, not even a damaged
+/// one. Nothing else would: they are roots of containerd's garbage collection.
+async fn remove_snapshots(engine: &Engine) -> Result<()> {
+    let filters = ["kind==active".to_owned(), "kind==view".to_owned()];
+    for snapshot in engine.runtime.snapshot_list(&filters).await? {
+        let id = snapshot.name.split_once("-image-").map_or(snapshot.name.as_str(), |(id, _)| id);
+        if !is_id(id) || has_record(engine, id) {
+            continue;
+        }
+        tracing::info!(snapshot = snapshot.name, "removing a snapshot without a record");
+        if let Err(err) = engine.runtime.snapshot_remove(&snapshot.name).await {
+            tracing::warn!(snapshot = snapshot.name, error = %err, "snapshot not removed");
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is a record of a container, be it a damaged one.
+fn has_record(engine: &Engine, id: &str) -> bool {
+    !matches!(engine.store.get::<serde_json::Value>(Table::Containers, id), Ok(None))
+}
+
+/// Removes the directories in `kept` that are named as containers are and have no record. Of a damaged one only what is mounted goes.
 fn remove_directories(engine: &Engine, kept: &Path) {
     for entry in std::fs::read_dir(kept).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(id) = name.to_str().filter(|id| is_id(id)) else { continue };
-        let record = engine.store.get::<serde_json::Value>(Table::Containers, id);
-        if !matches!(record, Ok(None)) {
+        if engine.containers.by_id(id).is_some() {
             continue;
         }
         let path = entry.path();
-        tracing::info!(path = %path.display(), "removing a directory without a record");
-        let removed = sys::mount::detach_below(&path).and_then(|()| std::fs::remove_dir_all(&path));
+        let mut removed = sys::mount::detach_below(&path);
+        if !has_record(engine, id) {
+            tracing::info!(path = %path.display(), "removing a directory without a record");
+            removed = removed.and_then(|()| std::fs::remove_dir_all(&path));
+        }
         if let Err(err) = removed {
             tracing::warn!(path = %path.display(), error = %err, "directory not removed");
         }

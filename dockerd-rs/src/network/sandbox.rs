@@ -111,6 +111,11 @@ impl Controller {
         task.await.unwrap_or_else(|err| Err(Error::system(format!("network tear-down: {err}"))))
     }
 
+    /// The containers that are in networks.
+    pub fn containers(&self) -> Vec<String> {
+        self.0.state().places.keys().cloned().collect()
+    }
+
     /// Whether a container has a place: it runs, or is about to.
     pub fn has_place(&self, container: &str) -> bool {
         self.0.state().places.contains_key(container)

@@ -7,7 +7,7 @@ use docker_api::{Addr, EndpointSettings, MacAddress, Port};
 use serde::Serialize;
 
 use super::model::{Driver, Endpoint, Naming, Network, Place, Wanted};
-use super::{Controller, ipam, sandbox};
+use super::{Controller, State, ipam, sandbox};
 use crate::container::Record;
 
 /// `NetworkSettings` of a container's inspect.
@@ -157,7 +157,34 @@ pub(super) fn view(network: &Network) -> NetworkView {
     }
 }
 
+/// Who is in a network, by the containers' ids.
+fn members(state: &State, network: &str) -> BTreeMap<String, Member> {
+    let text = |prefix: Option<super::model::Prefix>| prefix.map(|p| p.to_string()).unwrap_or_default();
+    let placed = state.places.values();
+    placed
+        .filter_map(|place| place.endpoint(network).map(|endpoint| (place, endpoint)))
+        .map(|(place, endpoint)| {
+            let member = Member {
+                name: place.name.clone(),
+                endpoint: endpoint.id.clone(),
+                mac: endpoint.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+                v4: text(endpoint.v4),
+                v6: text(endpoint.v6),
+            };
+            (place.container.clone(), member)
+        })
+        .collect()
+}
+
 impl Controller {
+    /// Adds to each network of a list who is in it: clients before API 1.28 find it there.
+    pub fn add_members(&self, networks: &mut [NetworkView]) {
+        let state = self.0.state();
+        for network in networks {
+            network.containers = Some(members(&state, &network.id));
+        }
+    }
+
     /// One network as inspect shows it.
     ///
     /// # Errors
@@ -166,24 +193,7 @@ impl Controller {
         let state = self.0.state();
         let network = state.find(given)?;
         let mut shown = view(network);
-        let text = |prefix: Option<super::model::Prefix>| prefix.map(|p| p.to_string()).unwrap_or_default();
-        shown.containers = Some(
-            state
-                .places
-                .values()
-                .filter_map(|place| place.endpoint(&network.id).map(|endpoint| (place, endpoint)))
-                .map(|(place, endpoint)| {
-                    let member = Member {
-                        name: place.name.clone(),
-                        endpoint: endpoint.id.clone(),
-                        mac: endpoint.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-                        v4: text(endpoint.v4),
-                        v6: text(endpoint.v6),
-                    };
-                    (place.container.clone(), member)
-                })
-                .collect(),
-        );
+        shown.containers = Some(members(&state, &network.id));
         if with_status {
             let used = state.used(network);
             let subnets = super::spec::used_pools(network)

@@ -212,7 +212,7 @@ pub fn from_mount(mount: &Mount) -> Result<Wanted> {
             }
             let subpath = mount.image_options.clone().unwrap_or_default().subpath;
             if !is_local(&subpath) {
-                return Err(config(kind, "subpath must be a relative path within the image"));
+                return Err(config(kind, "subpath must be a relative path within the volume"));
             }
             writable = false;
             (Source::Image { reference: mount.source.clone(), id: String::new(), subpath }, "", String::new())
