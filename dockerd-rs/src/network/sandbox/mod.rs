@@ -1,11 +1,11 @@
 //! A container's place in the networks: taken when it starts, changed while it runs, given back when it ends.
 
+mod change;
 mod endpoint;
 mod naming;
 mod plan;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,15 +13,12 @@ use docker_api::EndpointSettings;
 
 pub(super) use self::endpoint::dns_names;
 use self::endpoint::new_endpoint;
-use super::files;
-use super::model::{Driver, Endpoint, Network, Place, Wanted, new_id};
+use super::model::{Driver, Network, Place, Wanted, new_id};
 use super::ports;
-use super::rules::{Pass, Port};
 use super::steps::{self, Ground, Plan, Step};
 use super::{Controller, Inner, State, on_thread};
 use crate::error::{Error, Result};
 use crate::events::Subject;
-use crate::nethelper::wire;
 use crate::store::{Change, Table};
 
 /// Which network namespace a container's processes run in.
@@ -113,6 +110,13 @@ impl Controller {
         let (inner, container, network) = (Arc::clone(&self.0), container.to_owned(), network.to_owned());
         let task = tokio::spawn(async move { inner.disconnect(&container, &network).await });
         task.await.unwrap_or_else(|err| Err(Error::system(format!("network tear-down: {err}"))))
+    }
+
+    /// The containers that have a place, and the networks they are in.
+    pub fn occupied(&self) -> Vec<(String, Vec<String>)> {
+        let state = self.0.state();
+        let networks = |place: &Place| place.endpoints.iter().map(|e| e.network.clone()).collect();
+        state.places.values().map(|place| (place.container.clone(), networks(place))).collect()
     }
 
     /// Whether a container has a place: it runs, or is about to.
@@ -232,24 +236,22 @@ impl Inner {
         self.state().places.insert(place.container.clone(), place.clone());
         self.store.put(Table::Endpoints, place.container.clone(), place).await?;
         let files = self.write_files(place)?;
-        let mut plan = self.plan(place, None);
+        let mut plan = self.plan_of(place);
         plan.sockets = reserved.sockets;
-        self.run(plan, place.own_namespace, true).await.map_err(|err| err.context(FAILED))?;
+        self.set_up(plan, place.own_namespace).await.map_err(|err| err.context(FAILED))?;
         self.announce(place, "connect");
         let mut sandbox = self.sandbox(place);
         sandbox.files = files;
         Ok(sandbox)
     }
 
-    /// Walks the steps of a start, or of a change, on a thread.
-    async fn run(&self, mut plan: Plan, own_namespace: bool, start: bool) -> Result<()> {
+    /// Walks the steps of a start on a thread.
+    async fn set_up(&self, mut plan: Plan, own_namespace: bool) -> Result<()> {
         let firewall = Arc::clone(self.firewall()?);
         let helper = self.helper_handle();
-        let resolver = plan.sandbox.is_some() && plan.resolver;
         on_thread(move || {
             let mut ground = Ground::new(&firewall, &helper)?;
-            let mut steps =
-                if start { steps::start(&plan, resolver) } else { steps::change(&plan, resolver) };
+            let mut steps = steps::start(&plan);
             if !own_namespace {
                 steps.retain(|step| matches!(step, Step::Rules | Step::Names));
             }
@@ -260,7 +262,7 @@ impl Inner {
 
     async fn release(&self, container: &str) -> Result<()> {
         let Some(place) = self.state().places.get(container).cloned() else { return Ok(()) };
-        let mut plan = self.plan(&place, None);
+        let mut plan = self.plan_of(&place);
         // The links go with the namespace.
         plan.links.clear();
         let (firewall, helper) = (self.firewall().cloned(), self.helper_handle());
@@ -290,142 +292,6 @@ impl Inner {
             state.places.remove(&place.container);
         }
         Ok(())
-    }
-
-    async fn connect(&self, container: &str, given: &str, settings: EndpointSettings) -> Result<()> {
-        let (before, mut after, network) = {
-            let mut state = self.state();
-            let network = state.find(given)?.clone();
-            if network.config_only {
-                return Err(Error::forbidden("cannot create endpoint on configuration-only network"));
-            }
-            let before = state
-                .places
-                .get(container)
-                .cloned()
-                .ok_or_else(|| Error::conflict(format!("container {container} is not running")))?;
-            if before.endpoint(&network.id).is_some() {
-                return Err(Error::forbidden(format!(
-                    "endpoint with name {} already exists in network {}",
-                    before.name, network.name
-                )));
-            }
-            let wanted = Wanted {
-                container: container.to_owned(),
-                name: before.name.clone(),
-                naming: before.naming.clone(),
-                ..Wanted::default()
-            };
-            let one = Resolved { network: network.clone(), settings };
-            let next =
-                (0..).find(|n| !before.endpoints.iter().any(|e| e.link == format!("eth{n}"))).unwrap_or(0);
-            let mut after = before.clone();
-            let endpoint = new_endpoint(&state, &before, &wanted, &one, next)?;
-            after.endpoints.push(endpoint);
-            state.places.insert(container.to_owned(), after.clone());
-            (before, after, network)
-        };
-        let done = self.change(&before, &mut after, Some(&network.id)).await;
-        if done.is_err() {
-            self.state().places.insert(container.to_owned(), before.clone());
-            self.store.put(Table::Endpoints, container, &before).await?;
-        }
-        done?;
-        // With where its ports lead now.
-        self.state().places.insert(container.to_owned(), after.clone());
-        let line = self.own_hosts(&after, Some(&network.id));
-        files::edit_hosts(&after.naming.dir.join("hosts"), |_| false, &line)?;
-        self.rewrite_resolv_conf(&after);
-        self.announce_one(&after, &network, "connect");
-        Ok(())
-    }
-
-    async fn disconnect(&self, container: &str, given: &str) -> Result<()> {
-        let (before, mut after, network) = {
-            let state = self.state();
-            let network = state.find(given)?.clone();
-            let before = state.places.get(container).cloned();
-            let not_in = || {
-                Error::system(format!("container {container} is not connected to network {}", network.name))
-            };
-            let before = before.filter(|place| place.endpoint(&network.id).is_some()).ok_or_else(not_in)?;
-            let mut after = before.clone();
-            after.endpoints.retain(|endpoint| endpoint.network != network.id);
-            (before, after, network)
-        };
-        self.change(&before, &mut after, None).await?;
-        let gone = self.own_hosts(&before, Some(&network.id));
-        self.state().places.insert(container.to_owned(), after.clone());
-        files::edit_hosts(&after.naming.dir.join("hosts"), |line| gone.iter().any(|g| g == line), &[])?;
-        self.announce_one(&before, &network, "disconnect");
-        Ok(())
-    }
-
-    /// Changes a running container from one place to another: with one endpoint more, or one less.
-    async fn change(&self, before: &Place, after: &mut Place, added: Option<&str>) -> Result<()> {
-        // A port stays where it is; only where it leads may change.
-        let (target, _) = self.target(after);
-        let mut aims = Vec::new();
-        for run in &mut after.ports {
-            let carried = run.carry_to;
-            let to = if run.host_ip.is_ipv6() { target.v6 } else { target.v4 };
-            run.rewrite_to = to;
-            // In no network it stays the container's, and leads nowhere.
-            run.carry_to = to.or(target.v4).or(target.v6).unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
-            if run.carry_to != carried && run.host_port != 0 {
-                aims.push(wire::Aim {
-                    protocol: run.protocol,
-                    host: SocketAddr::new(run.host_ip, run.host_port),
-                    carry_to: SocketAddr::new(run.carry_to, run.container_port),
-                    count: run.count,
-                });
-            }
-        }
-        self.store.put(Table::Endpoints, after.container.clone(), after).await?;
-        let old = self.plan(before, None);
-        let mut plan = self.plan(after, added);
-        plan.before = old.sandbox.clone();
-        if added.is_none() {
-            plan.links.clear();
-        }
-        // The resolver is opened with the first network that has one.
-        plan.resolver = plan.resolver && !old.resolver;
-        plan.drop_routes = old
-            .routes
-            .iter()
-            .filter(|(gateway, _)| !plan.routes.iter().any(|(now, _)| now.is_ipv4() == gateway.is_ipv4()))
-            .map(|(gateway, _)| *gateway)
-            .collect();
-        let same = |port: &Port| plan.ports.contains(port);
-        let (close, keep): (Vec<Port>, Vec<Port>) = old.ports.into_iter().partition(|port| !same(port));
-        plan.ports.retain(|port| !keep.contains(port));
-        let open = std::mem::take(&mut plan.ports);
-        let passes_gone: Vec<Pass> =
-            old.passes.iter().filter(|pass| !plan.passes.contains(pass)).cloned().collect();
-        plan.passes.retain(|pass| !old.passes.contains(pass));
-        let removed: Vec<Endpoint> =
-            before.endpoints.iter().filter(|e| after.endpoint(&e.network).is_none()).cloned().collect();
-        let (firewall, helper) = (Arc::clone(self.firewall()?), self.helper_handle());
-        let sandbox = after.id.clone();
-        on_thread(move || {
-            let mut ground = Ground::new(&firewall, &helper)?;
-            let resolver = plan.resolver;
-            let mut list = steps::change(&plan, resolver);
-            if !removed.is_empty() {
-                let routes = list.iter().position(|step| *step == Step::Routes).unwrap_or(list.len());
-                ground.apply(&list[..routes], &mut plan)?;
-                for endpoint in &removed {
-                    ground.remove_link(endpoint)?;
-                }
-                list.drain(..routes);
-            }
-            ground.apply(&list, &mut plan)?;
-            // Old ways are closed before new ones open: a port leads to one place at a time.
-            firewall.remove(&close, &passes_gone)?;
-            firewall.add(&open, &[])?;
-            helper.aim(&sandbox, aims).map_err(Error::from)
-        })
-        .await
     }
 
     fn sandbox(&self, place: &Place) -> Sandbox {

@@ -69,18 +69,13 @@ impl Inner {
         (target, publisher)
     }
 
+    /// What the steps of a start, or of an end, need to know of a place.
     pub(in crate::network) fn plan_of(&self, place: &Place) -> Plan {
-        self.plan(place, None)
-    }
-
-    /// What the steps need for a place; of its links only the one in network `added`, if that is given.
-    pub(super) fn plan(&self, place: &Place, added: Option<&str>) -> Plan {
         let filter = std::fs::read(steps::BRIDGE_FILTER).is_ok_and(|value| value.first() == Some(&b'1'));
         let state = self.state();
         let links = place
             .endpoints
             .iter()
-            .filter(|endpoint| added.is_none_or(|network| endpoint.network == network))
             .filter_map(|endpoint| {
                 let network = state.networks.get(&endpoint.network)?.clone();
                 (!endpoint.link.is_empty()).then(|| LinkPlan {
@@ -122,6 +117,7 @@ impl Inner {
         let resolver =
             place.endpoints.iter().filter_map(|e| state.networks.get(&e.network)).any(has_resolver);
         let plan = Plan {
+            id: place.id.clone(),
             namespace: self.namespace_path(place),
             links,
             routes: [route(v4, |e| e.gateway4), route(v6, |e| e.gateway6)].into_iter().flatten().collect(),
@@ -136,6 +132,15 @@ impl Inner {
 
     /// What the helper is to know of a place; `None` if it has nothing to do for it.
     pub(in crate::network) fn helper_view(&self, place: &Place) -> Option<wire::Sandbox> {
+        let resolves = {
+            let state = self.state();
+            place.endpoints.iter().filter_map(|e| state.networks.get(&e.network)).any(has_resolver)
+        };
+        (resolves || !place.ports.is_empty()).then(|| self.names_of(place))
+    }
+
+    /// What a place's resolver answers.
+    pub(super) fn names_of(&self, place: &Place) -> wire::Sandbox {
         let state = self.state();
         let mut named: Vec<(&Endpoint, &Network)> = place
             .endpoints
@@ -144,14 +149,11 @@ impl Inner {
             .filter(|(_, network)| has_resolver(network))
             .collect();
         named.sort_by(|a, b| preference(*a, *b));
-        if named.is_empty() && place.ports.is_empty() {
-            return None;
-        }
         let outside = named.iter().any(|(_, network)| !network.internal)
             || place.endpoints.iter().any(|e| state.networks.get(&e.network).is_some_and(|n| !n.internal));
         let host = HostResolver::read();
         let resolver = self.resolver(&host, place);
-        Some(wire::Sandbox {
+        wire::Sandbox {
             id: place.id.clone(),
             container: place.container.clone(),
             links: named
@@ -179,7 +181,7 @@ impl Inner {
                 .options
                 .iter()
                 .any(|option| option.starts_with("ndots:") && option != "ndots:0"),
-        })
+        }
     }
 }
 
