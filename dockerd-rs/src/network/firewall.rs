@@ -10,6 +10,7 @@ use nl::Socket;
 use nl::nft::{self, Batch, Family, Hook, Policy, Rule, Verdict};
 
 use super::rules::{self, Bridge, Pass, Port, View};
+use super::xtables;
 use crate::error::{Error, Result};
 
 /// The engine's own table and its marks in others'.
@@ -18,6 +19,8 @@ pub struct Firewall {
     /// Without rules (`--iptables=false`) it only takes note.
     on: bool,
     inner: Mutex<Inner>,
+    /// One look at the older tables at a time.
+    older: Mutex<()>,
 }
 
 /// A chain of somebody else's.
@@ -56,6 +59,7 @@ impl Firewall {
                 table: table.to_owned(),
                 on,
                 inner: Mutex::new(Inner { socket, view, left: false }),
+                older: Mutex::default(),
             }));
         }
         socket.transaction(rules::table(table, &view).into_messages()).map_err(|err| failed(&err))?;
@@ -63,8 +67,10 @@ impl Firewall {
             table: table.to_owned(),
             on,
             inner: Mutex::new(Inner { socket, view, left: false }),
+            older: Mutex::default(),
         });
         firewall.coexist(&mut firewall.lock());
+        firewall.coexist_in_older_tables();
         Self::watch(&firewall)?;
         Ok(firewall)
     }
@@ -127,6 +133,7 @@ impl Firewall {
         }
         self.change(|batch| rules::add_bridge(batch, bridge), |view| view.bridges.push(bridge.clone()))?;
         self.coexist(&mut self.lock());
+        self.coexist_in_older_tables();
         Ok(())
     }
 
@@ -140,6 +147,7 @@ impl Firewall {
             |view| view.bridges.retain(|other| other.link != link),
         )?;
         self.coexist(&mut self.lock());
+        self.coexist_in_older_tables();
         Ok(())
     }
 
@@ -193,6 +201,12 @@ impl Firewall {
 
     /// Removes the table and our marks: when the engine leaves and nothing runs.
     pub fn remove_all(&self) -> Result<()> {
+        self.remove_table()?;
+        self.coexist_in_older_tables();
+        Ok(())
+    }
+
+    fn remove_table(&self) -> Result<()> {
         let inner = &mut *self.lock();
         inner.view = View { host_firewall: inner.view.host_firewall, ..View::default() };
         inner.left = true;
@@ -215,6 +229,19 @@ impl Firewall {
             if let Err(err) = self.coexist_in(inner, family) {
                 tracing::warn!(error = %err, ?family, "cannot let bridges pass the host's forward chain");
             }
+        }
+    }
+
+    /// The same for a host whose iptables fills the kernel's older tables.
+    fn coexist_in_older_tables(&self) {
+        if !self.on {
+            return;
+        }
+        let _one = self.older.lock().unwrap_or_else(PoisonError::into_inner);
+        let bridges: Vec<String> =
+            self.lock().view.bridges.iter().map(|bridge| bridge.link.clone()).collect();
+        if let Err(err) = xtables::coexist(&self.table, &bridges) {
+            tracing::warn!(error = %err, "cannot let bridges pass the host's older tables");
         }
     }
 
@@ -342,7 +369,14 @@ fn watch_loop(socket: &mut Socket, firewall: &Weak<Firewall>, table: &str, ours:
         match received {
             Ok(()) => {}
             Err(err) => match err.errno() {
-                Some(libc::EAGAIN | libc::EINTR) => continue,
+                Some(libc::EINTR) => continue,
+                // Nothing to hear for a while: what gives no notice is looked at.
+                Some(libc::EAGAIN) => {
+                    if let Some(firewall) = firewall.upgrade() {
+                        firewall.coexist_in_older_tables();
+                    }
+                    continue;
+                }
                 // Notifications were lost: what they said is unknown.
                 Some(libc::ENOBUFS) => whole = true,
                 _ => return tracing::error!(error = %err, "no longer hears of rule changes"),

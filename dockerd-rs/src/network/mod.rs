@@ -31,6 +31,7 @@ pub mod spec;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod xtables;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
