@@ -90,6 +90,27 @@ pub fn of(engine: &Engine, container: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{}/ns/net", engine.inspect(container, "{{.State.Pid}}")))
 }
 
+/// The links in a namespace, in order of their names.
+pub fn links(namespace: &Path) -> Vec<String> {
+    let text = inside(namespace, || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default());
+    let mut names: Vec<String> =
+        text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect();
+    names.sort();
+    names
+}
+
+/// The link by which IPv4 leaves a namespace; `None` if it does not.
+pub fn way_out(namespace: &Path) -> Option<String> {
+    let text =
+        inside(namespace, || std::fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default());
+    // Link, destination, gateway, …; the default route's destination is 0.
+    text.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let link = words.next()?;
+        (words.next()? == "00000000").then(|| link.to_owned())
+    })
+}
+
 struct Server {
     ended: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,

@@ -6,12 +6,11 @@ use serde::Deserialize;
 
 use super::params::quote;
 use super::{Answer, Ctx, Reply, Router};
-use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::network::Network;
 use crate::network::manage::{FILTERS, PRUNE_FILTERS};
 use crate::network::model::{Driver, Protocol};
 use crate::network::spec::{Create, parse_bool};
+use crate::network::{Network, membership};
 
 /// Registers the routes.
 pub fn routes(router: &mut Router) {
@@ -155,26 +154,8 @@ async fn connect(mut ctx: Ctx) -> Answer {
     let record = container.record();
     check_endpoint(&network, &settings)?;
     check_connect(&network, &record.host_config.network_mode)?;
-    // One change of a container's networks at a time: the record follows what was done.
-    if engine.networks.has_place(&container.id) {
-        engine.networks.connect(&container.id, &network.id, settings.clone()).await?;
-    }
-    join(&container, &network, settings).await?;
+    membership::connect(engine, &container, network, settings).await?;
     Ok(Reply::status(StatusCode::OK))
-}
-
-async fn join(
-    container: &std::sync::Arc<Container>,
-    network: &Network,
-    settings: EndpointSettings,
-) -> Result<()> {
-    let name = network.name.clone();
-    container
-        .update(move |record| {
-            record.networks.insert(name, settings);
-            Ok(())
-        })
-        .await
 }
 
 /// What Docker refuses before it tries.
@@ -246,22 +227,6 @@ async fn disconnect(mut ctx: Ctx) -> Answer {
             "cannot disconnect container from host network - container was created in host network mode",
         ));
     }
-    let key = record.networks.keys().find(|key| **key == network.name || **key == network.id).cloned();
-    if engine.networks.has_place(&container.id) {
-        engine.networks.disconnect(&container.id, &network.id).await?;
-    } else if key.is_none() {
-        return Err(Error::system(format!(
-            "container {} is not connected to network {}",
-            container.id, network.name
-        )));
-    }
-    if let Some(key) = key {
-        container
-            .update(move |record| {
-                record.networks.remove(&key);
-                Ok(())
-            })
-            .await?;
-    }
+    membership::disconnect(engine, &container, network).await?;
     Ok(Reply::status(StatusCode::OK))
 }

@@ -2,14 +2,15 @@
 //!
 //! Invariant: the table is ours alone and every change to it comes from here; of other tables only two kinds of rules are touched, both marked with
 //! our name: the ones that let our bridges pass a `FORWARD` chain that drops by default (a verdict of ours does not override another chain's), and
-//! the jump to an existing `DOCKER-USER` that nobody jumps to.
+//! the jump to a `DOCKER-USER` with rules that nobody jumps to. Where iptables has made no `FORWARD` yet, it is made as iptables would.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nl::Socket;
-use nl::nft::{self, Batch, Family, Policy, Rule, Verdict};
+use nl::nft::{self, Batch, Family, Hook, Policy, Rule, Verdict};
 
 use super::rules::{self, Bridge, Pass, Port, View};
+use super::xtables;
 use crate::error::{Error, Result};
 
 /// The engine's own table and its marks in others'.
@@ -18,6 +19,8 @@ pub struct Firewall {
     /// Without rules (`--iptables=false`) it only takes note.
     on: bool,
     inner: Mutex<Inner>,
+    /// One look at the older tables at a time.
+    older: Mutex<()>,
 }
 
 /// A chain of somebody else's.
@@ -56,6 +59,7 @@ impl Firewall {
                 table: table.to_owned(),
                 on,
                 inner: Mutex::new(Inner { socket, view, left: false }),
+                older: Mutex::default(),
             }));
         }
         socket.transaction(rules::table(table, &view).into_messages()).map_err(|err| failed(&err))?;
@@ -63,8 +67,10 @@ impl Firewall {
             table: table.to_owned(),
             on,
             inner: Mutex::new(Inner { socket, view, left: false }),
+            older: Mutex::default(),
         });
         firewall.coexist(&mut firewall.lock());
+        firewall.coexist_in_older_tables();
         Self::watch(&firewall)?;
         Ok(firewall)
     }
@@ -120,10 +126,14 @@ impl Firewall {
         inner.socket.transaction(batch.into_messages()).map_err(|err| failed(&err))
     }
 
-    /// Rules for one more bridge.
+    /// Rules for one more bridge. One that is there is content.
     pub fn add_bridge(&self, bridge: &Bridge) -> Result<()> {
+        if self.lock().view.bridges.iter().any(|other| other.link == bridge.link) {
+            return Ok(());
+        }
         self.change(|batch| rules::add_bridge(batch, bridge), |view| view.bridges.push(bridge.clone()))?;
         self.coexist(&mut self.lock());
+        self.coexist_in_older_tables();
         Ok(())
     }
 
@@ -137,10 +147,11 @@ impl Firewall {
             |view| view.bridges.retain(|other| other.link != link),
         )?;
         self.coexist(&mut self.lock());
+        self.coexist_in_older_tables();
         Ok(())
     }
 
-    /// Opens published ports and links' exceptions.
+    /// Opens published ports and links' exceptions. What is open is content.
     pub fn add(&self, ports: &[Port], passes: &[Pass]) -> Result<()> {
         if ports.is_empty() && passes.is_empty() {
             return Ok(());
@@ -151,8 +162,16 @@ impl Firewall {
                 rules::passes(batch, passes, true);
             },
             |view| {
-                view.ports.extend_from_slice(ports);
-                view.passes.extend_from_slice(passes);
+                for port in
+                    ports.iter().filter(|port| !view.ports.contains(port)).cloned().collect::<Vec<_>>()
+                {
+                    view.ports.push(port);
+                }
+                for pass in
+                    passes.iter().filter(|pass| !view.passes.contains(pass)).cloned().collect::<Vec<_>>()
+                {
+                    view.passes.push(pass);
+                }
             },
         )
     }
@@ -182,6 +201,12 @@ impl Firewall {
 
     /// Removes the table and our marks: when the engine leaves and nothing runs.
     pub fn remove_all(&self) -> Result<()> {
+        self.remove_table()?;
+        self.coexist_in_older_tables();
+        Ok(())
+    }
+
+    fn remove_table(&self) -> Result<()> {
         let inner = &mut *self.lock();
         inner.view = View { host_firewall: inner.view.host_firewall, ..View::default() };
         inner.left = true;
@@ -207,53 +232,36 @@ impl Firewall {
         }
     }
 
+    /// The same for a host whose iptables fills the kernel's older tables.
+    fn coexist_in_older_tables(&self) {
+        if !self.on {
+            return;
+        }
+        let _one = self.older.lock().unwrap_or_else(PoisonError::into_inner);
+        let bridges: Vec<String> =
+            self.lock().view.bridges.iter().map(|bridge| bridge.link.clone()).collect();
+        if let Err(err) = xtables::coexist(&self.table, &bridges) {
+            tracing::warn!(error = %err, "cannot let bridges pass the host's older tables");
+        }
+    }
+
     fn coexist_in(&self, inner: &mut Inner, family: Family) -> nl::Result<()> {
         let Inner { socket, view, .. } = inner;
         let chains = nft::chains(socket, family, "filter")?;
-        let Some(forward) = chains.iter().find(|chain| chain.name == "FORWARD") else { return Ok(()) };
-        let rules = nft::rules(socket, family, "filter", Some("FORWARD"))?;
-        let mark = format!("{}: ", self.table);
-        let mut wanted: Vec<(String, Rule)> = Vec::new();
-        if forward.policy == Some(Policy::Drop) {
-            for bridge in &view.bridges {
-                let link = bridge.link.as_str();
-                let pass = |rule: Rule| rule.counter().verdict(Verdict::Accept);
-                wanted.push((format!("{mark}from {link}"), pass(Rule::new().input(link, true))));
-                wanted.push((format!("{mark}to {link}"), pass(Rule::new().output(link, true))));
-            }
-        }
-        let mut batch = Batch::new(family, "filter");
-        for rule in rules.iter().filter(|rule| rule.comment.starts_with(&mark)) {
-            if !wanted.iter().any(|(comment, _)| *comment == rule.comment)
-                && !rule.comment.ends_with("user rules")
-            {
-                batch.delete_rule("FORWARD", rule.handle);
-            }
-        }
-        for (comment, rule) in &wanted {
-            if !rules.iter().any(|rule| rule.comment == *comment) {
-                batch.insert("FORWARD", &rule.clone().comment(comment));
-            }
-        }
-        // Inserted last, so that it comes first: the operator's chain decides before we let anything pass.
+        let forward = chains.iter().find(|chain| chain.name == "FORWARD");
         let user = chains.iter().any(|chain| chain.name == "DOCKER-USER");
-        let jumped = rules.iter().any(|rule| rule.jump.as_deref() == Some("DOCKER-USER"));
-        let ours = rules.iter().find(|rule| rule.comment == format!("{mark}user rules"));
-        let needed = user && !view.bridges.is_empty() && (!jumped || ours.is_some());
-        match (needed, ours) {
-            (true, None) => {
-                let jump = Rule::new().counter().verdict(Verdict::Jump("DOCKER-USER".into()));
-                batch.insert("FORWARD", &jump.comment(&format!("{mark}user rules")));
-            }
-            (true, Some(rule)) if !batch.is_empty() => {
-                batch.delete_rule("FORWARD", rule.handle);
-                let jump = Rule::new().counter().verdict(Verdict::Jump("DOCKER-USER".into()));
-                batch.insert("FORWARD", &jump.comment(&format!("{mark}user rules")));
-            }
-            (false, Some(rule)) => batch.delete_rule("FORWARD", rule.handle),
-            _ => {}
+        if forward.is_none() && !user {
+            return Ok(());
         }
-        socket.transaction(batch.into_messages())
+        // An empty chain decides nothing, and one that nobody jumps to can be removed: `iptables -F; iptables -X` must work.
+        let user = user && !nft::rules(socket, family, "filter", Some("DOCKER-USER"))?.is_empty();
+        let rules = nft::rules(socket, family, "filter", Some("FORWARD"))?;
+        let batch = marks(&self.table, &view.bridges, family, forward, &rules, user);
+        match socket.transaction(batch.into_messages()) {
+            // Somebody was faster; the change they made brings us here again.
+            Err(err) if err.missing() => Ok(()),
+            other => other,
+        }
     }
 
     /// Starts the thread that hears of others' changes. It ends when the firewall is dropped, at the latest ten seconds after.
@@ -285,6 +293,67 @@ impl Firewall {
     }
 }
 
+/// What to change in a family's `FORWARD` so that our marks in it are those that the bridges and a `DOCKER-USER` with rules (`user`) ask for.
+fn marks(
+    table: &str,
+    bridges: &[Bridge],
+    family: Family,
+    forward: Option<&nft::Chain>,
+    rules: &[nft::Listed],
+    user: bool,
+) -> Batch {
+    let mark = format!("{table}: ");
+    let user_rules = format!("{mark}user rules");
+    let jump = || Rule::new().counter().verdict(Verdict::Jump("DOCKER-USER".into())).comment(&user_rules);
+    let jumped =
+        rules.iter().any(|rule| rule.jump.as_deref() == Some("DOCKER-USER") && rule.comment != user_rules);
+    let mut batch = Batch::new(family, "filter");
+    let Some(forward) = forward else {
+        if user && !bridges.is_empty() {
+            batch.add_marked_base_chain("FORWARD", "filter", Hook::Forward, 0, table);
+            batch.insert("FORWARD", &jump());
+        }
+        return batch;
+    };
+    let mut wanted: Vec<(String, Rule)> = Vec::new();
+    if forward.policy == Some(Policy::Drop) {
+        for bridge in bridges {
+            let link = bridge.link.as_str();
+            let pass = |rule: Rule| rule.counter().verdict(Verdict::Accept);
+            wanted.push((format!("{mark}from {link}"), pass(Rule::new().input(link, true))));
+            wanted.push((format!("{mark}to {link}"), pass(Rule::new().output(link, true))));
+        }
+    }
+    // Somebody's jump may come after what we let pass; then there is one of ours before it, too.
+    let needs_jump = user && !bridges.is_empty() && (!jumped || !wanted.is_empty());
+    let ours = rules.iter().find(|rule| rule.comment == user_rules);
+    for rule in rules.iter().filter(|rule| rule.comment.starts_with(&mark) && rule.comment != user_rules) {
+        if !wanted.iter().any(|(comment, _)| *comment == rule.comment) {
+            batch.delete_rule("FORWARD", rule.handle);
+        }
+    }
+    for (comment, rule) in &wanted {
+        if !rules.iter().any(|rule| rule.comment == *comment) {
+            batch.insert("FORWARD", &rule.clone().comment(comment));
+        }
+    }
+    // Inserted last, so that it comes first: the operator's chain decides before we let anything pass.
+    match (needs_jump, ours) {
+        (true, None) => batch.insert("FORWARD", &jump()),
+        (true, Some(rule)) if !batch.is_empty() => {
+            batch.delete_rule("FORWARD", rule.handle);
+            batch.insert("FORWARD", &jump());
+        }
+        (false, Some(rule)) => batch.delete_rule("FORWARD", rule.handle),
+        _ => {}
+    }
+    let made_by_us = forward.comment == table && forward.policy == Some(Policy::Accept);
+    if made_by_us && !needs_jump && rules.iter().all(|rule| rule.comment.starts_with(&mark)) {
+        batch.delete_chain("FORWARD");
+    }
+    batch
+}
+
 fn watch_loop(socket: &mut Socket, firewall: &Weak<Firewall>, table: &str, ours: u32) {
     while firewall.strong_count() > 0 {
         let (mut whole, mut others) = (false, false);
@@ -300,7 +369,14 @@ fn watch_loop(socket: &mut Socket, firewall: &Weak<Firewall>, table: &str, ours:
         match received {
             Ok(()) => {}
             Err(err) => match err.errno() {
-                Some(libc::EAGAIN | libc::EINTR) => continue,
+                Some(libc::EINTR) => continue,
+                // Nothing to hear for a while: what gives no notice is looked at.
+                Some(libc::EAGAIN) => {
+                    if let Some(firewall) = firewall.upgrade() {
+                        firewall.coexist_in_older_tables();
+                    }
+                    continue;
+                }
                 // Notifications were lost: what they said is unknown.
                 Some(libc::ENOBUFS) => whole = true,
                 _ => return tracing::error!(error = %err, "no longer hears of rule changes"),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use docker_api::filters::Filters;
 
-use super::model::{Driver, Network};
+use super::groundwork::Groundwork;
+use super::model::Network;
 use super::settings::{NetworkView, view};
 use super::spec::{self, Create, Surroundings};
-use super::{Controller, Inner, bridge, ipam, on_thread, steps};
+use super::{Controller, Inner, bridge, ipam, on_thread};
 use crate::error::{Error, Kind, Result};
 use crate::events::Subject;
 use crate::store::{Change, Table};
@@ -176,21 +177,27 @@ impl Inner {
         if network.config_only {
             return Ok(());
         }
+        self.with_groundwork(network, |groundwork| groundwork.make()).await
+    }
+
+    /// Walks a network's steps on a thread.
+    async fn with_groundwork(
+        &self,
+        network: &Network,
+        walk: impl FnOnce(&Groundwork<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
         let firewall = Arc::clone(self.firewall()?);
         let (rules, network, instance) = (self.bridge_rules(network), network.clone(), self.instance.clone());
-        let forward = self.options.forward && network.ipv6 && network.driver == Driver::Bridge;
+        let forward = self.options.forward;
         on_thread(move || {
-            if forward {
-                steps::sysctl("net/ipv6/conf/all/forwarding", "1")?;
-            }
-            bridge::make(&network, &instance)?;
-            if network.driver == Driver::Bridge {
-                firewall.add_bridge(&rules).inspect_err(|_| {
-                    // What was made a moment ago goes; the next start of the engine looks again.
-                    let _ = bridge::remove(&network, &instance);
-                })?;
-            }
-            Ok(())
+            walk(&Groundwork {
+                firewall: &firewall,
+                network: &network,
+                rules: &rules,
+                instance: &instance,
+                forward,
+                fail_at: None,
+            })
         })
         .await
     }
@@ -243,15 +250,7 @@ impl Inner {
 
     async fn unmake(&self, network: &Network) -> Result<()> {
         if !network.config_only {
-            let firewall = Arc::clone(self.firewall()?);
-            let (network, instance) = (network.clone(), self.instance.clone());
-            on_thread(move || {
-                if network.driver == Driver::Bridge {
-                    firewall.remove_bridge(&network.link)?;
-                }
-                bridge::remove(&network, &instance)
-            })
-            .await?;
+            self.with_groundwork(network, |groundwork| groundwork.unmake()).await?;
         }
         self.store.apply(vec![Change::Delete(Table::Networks, network.id.clone())]).await
     }

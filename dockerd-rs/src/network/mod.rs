@@ -15,10 +15,12 @@ mod bridge;
 pub mod explain;
 pub mod files;
 mod firewall;
+mod groundwork;
 mod helper;
 pub mod ipam;
 pub mod legacy;
 pub mod manage;
+pub mod membership;
 pub mod model;
 pub mod ports;
 mod restore;
@@ -29,6 +31,7 @@ pub mod spec;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod xtables;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;

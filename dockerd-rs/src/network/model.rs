@@ -4,12 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use docker_api::{EndpointSettings, Port, PortMap};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::nethelper::wire::Aim;
 
 /// A hardware address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -314,6 +316,18 @@ pub struct Published {
     pub rewrite_to: Option<IpAddr>,
     /// Where the helper carries what reaches the socket on the host.
     pub carry_to: IpAddr,
+}
+
+impl Published {
+    /// Where the helper's sockets of the run lead; `None` if it has none.
+    pub fn aim(&self) -> Option<Aim> {
+        (self.host_port != 0).then(|| Aim {
+            protocol: self.protocol,
+            host: SocketAddr::new(self.host_ip, self.host_port),
+            carry_to: SocketAddr::new(self.carry_to, self.container_port),
+            count: self.count,
+        })
+    }
 }
 
 /// A container's endpoint in one network.

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::firewall::Firewall;
-use super::model::{Driver, Network, Place, Pool, Prefix};
+use super::model::{Driver, Network, Place, Pool, Prefix, Published};
 use super::ports::Ports;
 use super::rules::View;
 use super::steps::{self, Ground, Plan, Step};
-use super::{Controller, Inner, bridge, ipam, on_thread, spec};
+use super::{Controller, Inner, bridge, ipam, membership, on_thread, spec};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::store::{Change, Table};
@@ -16,10 +16,11 @@ use crate::store::{Change, Table};
 impl Controller {
     /// Brings records and reality together after a start. Containers whose namespace is still there keep everything; the container registry releases
     /// those that have ended meanwhile.
-    pub async fn restore(&self, _engine: &Arc<Engine>) {
+    pub async fn restore(&self, engine: &Arc<Engine>) {
         if let Err(err) = self.bring_up().await {
             tracing::error!(error = %err, "networks cannot be set up");
         }
+        membership::settle(engine).await;
     }
 
     /// The engine stops. If no container is in any network, the bridges, the rules and the helper go with it: the next start makes them anew from
@@ -283,14 +284,19 @@ impl Inner {
             if plan.sandbox.is_none() {
                 continue;
             }
+            // A change that was cut short may have left others.
+            plan.aims = place.ports.iter().filter_map(Published::aim).collect();
             if sockets == 0 {
                 plan.sockets = Ports::rebind(&place.ports, self.options.host_firewall);
             }
             let fresh = plan.resolver && !resolves && place.own_namespace;
             let done = sys::netns::scoped(|| -> Result<()> {
                 let mut ground = Ground::new(self.firewall()?, &self.helper)?;
-                let steps: &[Step] =
-                    if fresh { &[Step::Enter, Step::Resolver, Step::Names] } else { &[Step::Names] };
+                let steps: &[Step] = if fresh {
+                    &[Step::Enter, Step::Resolver, Step::Names, Step::Aims]
+                } else {
+                    &[Step::Names, Step::Aims]
+                };
                 ground.repeat(steps, &mut plan)
             });
             if let Err(err) = done.map_err(Error::from).and_then(|inner| inner) {

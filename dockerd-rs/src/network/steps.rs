@@ -18,7 +18,7 @@ use super::helper::Helper;
 use super::model::{Driver, Endpoint, Mac, Network, Protocol};
 use super::rules::{Pass, Port};
 use crate::error::{Error, Result};
-use crate::nethelper::wire::{Held, Sandbox};
+use crate::nethelper::wire::{Aim, Held, Sandbox};
 
 /// The address containers ask for names at.
 pub const RESOLVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 11));
@@ -40,29 +40,45 @@ pub struct LinkPlan {
     pub sysctls: Vec<String>,
 }
 
-/// Everything one set-up or tear-down needs to know.
+/// Everything one set-up, change or tear-down needs to know.
 #[derive(Default)]
 pub struct Plan {
+    /// The place's id, by which the helper knows it.
+    pub id: String,
     /// Where the namespace is bound.
     pub namespace: PathBuf,
     /// Links to make, in order.
     pub links: Vec<LinkPlan>,
+    /// Links that go.
+    pub links_gone: Vec<LinkPlan>,
     /// The default routes: gateway, and the endpoint's link.
     pub routes: Vec<(IpAddr, String)>,
-    /// Whether a default route of a family has to go (the last gateway left).
+    /// Default routes of families that have none any more.
     pub drop_routes: Vec<IpAddr>,
+    /// The default routes as they were, and those of families that had none: for the way back.
+    pub routes_before: Vec<(IpAddr, String)>,
+    /// See there.
+    pub drop_routes_before: Vec<IpAddr>,
     /// Ports to open.
     pub ports: Vec<Port>,
     /// Exceptions for links.
     pub passes: Vec<Pass>,
+    /// Ports that lead elsewhere from now on.
+    pub closes: Vec<Port>,
+    /// Exceptions that end.
+    pub passes_gone: Vec<Pass>,
     /// What the helper is told; `None` if it need not know.
     pub sandbox: Option<Sandbox>,
     /// What the helper is told when this is undone; `None` forgets the sandbox.
     pub before: Option<Sandbox>,
-    /// Whether the place has the resolver.
+    /// Whether the resolver is to be opened.
     pub resolver: bool,
     /// Sockets for the helper.
     pub sockets: Vec<(Held, OwnedFd)>,
+    /// Where the helper carries visitors from now on.
+    pub aims: Vec<Aim>,
+    /// Where it carried them.
+    pub aims_before: Vec<Aim>,
 }
 
 /// One step.
@@ -76,28 +92,40 @@ pub enum Step {
     Link(usize),
     /// Default routes.
     Routes,
+    /// A link goes.
+    Unlink(usize),
     /// The resolver's sockets and the rules that lead to them.
     Resolver,
+    /// Ports that led elsewhere.
+    Close,
     /// Published ports.
     Rules,
     /// The helper knows.
     Names,
+    /// The helper carries to where the ports lead now.
+    Aims,
 }
 
 /// The steps of a container's start.
-pub fn start(plan: &Plan, resolver: bool) -> Vec<Step> {
+pub fn start(plan: &Plan) -> Vec<Step> {
     let mut steps = vec![Step::Namespace];
     steps.extend((0..plan.links.len()).map(Step::Link));
     steps.push(Step::Routes);
-    steps.extend(resolver.then_some(Step::Resolver));
+    steps.extend(plan.resolver.then_some(Step::Resolver));
     steps.extend([Step::Rules, Step::Names]);
     steps
 }
 
 /// The steps of a change to a running container.
-pub fn change(plan: &Plan, resolver: bool) -> Vec<Step> {
-    let mut steps = start(plan, resolver);
-    steps[0] = Step::Enter;
+pub fn change(plan: &Plan) -> Vec<Step> {
+    let mut steps = vec![Step::Enter];
+    steps.extend((0..plan.links.len()).map(Step::Link));
+    // Before links go and, on the way back, after they have come again.
+    steps.push(Step::Routes);
+    steps.extend((0..plan.links_gone.len()).map(Step::Unlink));
+    steps.extend(plan.resolver.then_some(Step::Resolver));
+    // Old ways are closed before new ones open: a port leads to one place at a time.
+    steps.extend([Step::Close, Step::Rules, Step::Names, Step::Aims]);
     steps
 }
 
@@ -110,6 +138,8 @@ pub struct Ground<'a> {
     namespace: Option<File>,
     inside: Option<Socket>,
     resolver: Option<(UdpSocket, TcpListener)>,
+    /// Links that were made here, by their names in the container: only those are this walk's to take away again.
+    made: Vec<String>,
     /// For tests: the step, counted from 0, that fails after it was done.
     pub fail_at: Option<usize>,
 }
@@ -134,6 +164,7 @@ impl<'a> Ground<'a> {
             namespace: None,
             inside: None,
             resolver: None,
+            made: Vec::new(),
             fail_at: None,
         })
     }
@@ -180,14 +211,13 @@ impl<'a> Ground<'a> {
             Step::Namespace => self.make_namespace(&plan.namespace),
             Step::Enter => self.enter(&plan.namespace),
             Step::Link(at) => self.add_link(&plan.links[at]),
-            Step::Routes => self.set_routes(plan),
+            Step::Routes => self.set_routes(&plan.routes, &plan.drop_routes),
+            Step::Unlink(at) => self.remove_link(&plan.links_gone[at].endpoint),
             Step::Resolver => self.open_resolver(),
-            Step::Rules => {
-                self.firewall.add(&plan.ports, &plan.passes)?;
-                forget_udp(&mut self.flows, &plan.ports);
-                Ok(())
-            }
+            Step::Close => self.firewall.remove(&plan.closes, &plan.passes_gone),
+            Step::Rules => self.open_ports(&plan.ports, &plan.passes),
             Step::Names => self.tell(plan),
+            Step::Aims => self.helper.aim(&plan.id, plan.aims.clone()).map_err(Error::from),
         }
     }
 
@@ -200,30 +230,30 @@ impl<'a> Ground<'a> {
                 sys::netns::unpin(&plan.namespace).map_err(Error::from)
             }
             Step::Enter => Ok(()),
-            Step::Link(at) => {
-                let plan = &plan.links[at];
-                if plan.endpoint.host_link.is_empty() || namespace_goes && self.namespace.is_none() {
-                    return Ok(());
-                }
-                let mut out = Messages::new();
-                link::delete_named(&mut out, &plan.endpoint.host_link);
-                match self.host.all(out) {
-                    Err(err) if !err.missing() => Err(kernel(&err)),
-                    _ => Ok(()),
-                }
-            }
-            Step::Routes => Ok(()),
+            Step::Link(_) if namespace_goes && self.namespace.is_none() => Ok(()),
+            Step::Link(at) => self.take_back(&plan.links[at].endpoint),
+            Step::Routes if namespace_goes => Ok(()),
+            Step::Routes => self.set_routes(&plan.routes_before, &plan.drop_routes_before),
+            Step::Unlink(at) => self.put_back(&plan.links_gone[at]),
             Step::Resolver => {
                 self.resolver = None;
-                Ok(())
+                if namespace_goes { Ok(()) } else { close_resolver() }
             }
+            Step::Close => self.open_ports(&plan.closes, &plan.passes_gone),
             Step::Rules => self.firewall.remove(&plan.ports, &plan.passes),
-            Step::Names => match (&plan.sandbox, &plan.before) {
-                (None, _) => Ok(()),
-                (Some(_), Some(before)) => self.helper.put(before, None).map_err(Error::from),
-                (Some(sandbox), None) => self.helper.remove(&sandbox.id).map_err(Error::from),
+            Step::Names => match &plan.before {
+                Some(before) => self.helper.put(before, None).map_err(Error::from),
+                // Also where nothing was told: it may know of the place from an earlier network.
+                None => self.helper.remove(&plan.id).map_err(Error::from),
             },
+            Step::Aims => self.helper.aim(&plan.id, plan.aims_before.clone()).map_err(Error::from),
         }
+    }
+
+    fn open_ports(&mut self, ports: &[Port], passes: &[Pass]) -> Result<()> {
+        self.firewall.add(ports, passes)?;
+        forget_udp(&mut self.flows, ports);
+        Ok(())
     }
 
     fn make_namespace(&mut self, path: &Path) -> Result<()> {
@@ -293,6 +323,7 @@ impl<'a> Ground<'a> {
             }
         }
         self.host.all(out).map_err(|err| kernel(&err))?;
+        self.made.push(name.to_owned());
         let index =
             link::find(inside, name).map_err(|err| kernel(&err))?.ok_or_else(|| missing("link in"))?.index;
         prepare(name, endpoint.v6.is_some(), sysctls)?;
@@ -322,16 +353,16 @@ impl<'a> Ground<'a> {
         self.host.all(out).map_err(|err| kernel(&err))
     }
 
-    fn set_routes(&mut self, plan: &Plan) -> Result<()> {
+    fn set_routes(&mut self, routes: &[(IpAddr, String)], drop: &[IpAddr]) -> Result<()> {
         let Some(inside) = &mut self.inside else { return Ok(()) };
         let mut out = Messages::new();
-        for gateway in &plan.drop_routes {
+        for gateway in drop {
             addr::remove_default(&mut out, *gateway);
         }
         // A route that went with its link is content.
         let _ = inside.each(out);
         let mut out = Messages::new();
-        for (gateway, name) in &plan.routes {
+        for (gateway, name) in routes {
             let found = link::find(inside, name).map_err(|err| kernel(&err))?;
             if let Some(found) = found {
                 addr::replace_default(&mut out, *gateway, found.index);
@@ -376,11 +407,8 @@ impl<'a> Ground<'a> {
         Ok(())
     }
 
-    /// Takes a link out of a running container.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub fn remove_link(&mut self, endpoint: &Endpoint) -> Result<()> {
+    /// Takes a link out of the container.
+    fn remove_link(&mut self, endpoint: &Endpoint) -> Result<()> {
         let Some(inside) = &mut self.inside else { return Ok(()) };
         let mut out = Messages::new();
         link::delete_named(&mut out, &endpoint.link);
@@ -389,6 +417,31 @@ impl<'a> Ground<'a> {
             _ => Ok(()),
         }
     }
+
+    /// Undoes a link that this walk made. Another of the same name, on which it failed, stays.
+    fn take_back(&mut self, endpoint: &Endpoint) -> Result<()> {
+        let Some(at) = self.made.iter().position(|name| *name == endpoint.link) else { return Ok(()) };
+        self.made.swap_remove(at);
+        self.remove_link(endpoint)
+    }
+
+    /// Makes a link again that this walk took away, if it came to that.
+    fn put_back(&mut self, plan: &LinkPlan) -> Result<()> {
+        let Some(inside) = &mut self.inside else { return Ok(()) };
+        match link::find(inside, &plan.endpoint.link).map_err(|err| kernel(&err))? {
+            Some(_) => Ok(()),
+            None => self.add_link(plan),
+        }
+    }
+}
+
+/// Takes the resolver's rules out of the calling thread's namespace.
+fn close_resolver() -> Result<()> {
+    let mut batch = Batch::new(Family::Ip, RESOLVER_TABLE);
+    batch.add_table();
+    batch.delete_table();
+    let mut socket = Socket::netfilter().map_err(|err| kernel(&err))?;
+    socket.transaction(batch.into_messages()).map_err(|err| kernel(&err))
 }
 
 /// The kernel's switch that shows bridged packets to the rules.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use docker_api::{EndpointSettings, PortBinding};
 use nl::{Messages, Socket, addr, link};
 
+use super::groundwork::{Groundwork, STEPS};
 use super::helper::Launch;
 use super::model::{Naming, Wanted};
 use super::sandbox::Namespace;
@@ -325,7 +326,7 @@ fn a_failure_at_any_step_leaves_the_host_as_it_was() {
             let place = inner.plan_place(&wanted).unwrap();
             let plan = inner.plan_of(&place);
             inner.forget(&place).await.unwrap();
-            steps::start(&plan, true).len()
+            steps::start(&plan).len()
         };
         assert_eq!(count, 7);
         for fail_at in 0..count {
@@ -334,7 +335,7 @@ fn a_failure_at_any_step_leaves_the_host_as_it_was() {
             let err = sys::netns::scoped(|| {
                 let mut ground = Ground::new(inner.firewall().unwrap(), &inner.helper).unwrap();
                 ground.fail_at = Some(fail_at);
-                let steps = steps::start(&plan, true);
+                let steps = steps::start(&plan);
                 ground.apply(&steps, &mut plan)
             })
             .unwrap();
@@ -354,6 +355,164 @@ fn a_failure_at_any_step_leaves_the_host_as_it_was() {
         serve(&c.namespace, 80);
         assert!(reach(&From::Inside(&engine.neighbour), "10.250.0.1:8080").is_some());
         engine.stop(&c).await;
+    });
+}
+
+/// What there is in the calling thread's namespace: links, addresses, default routes and rules, one line a thing.
+fn seen() -> Vec<String> {
+    let mut socket = Socket::route().unwrap();
+    let links = link::list(&mut socket).unwrap();
+    let name = |index| links.iter().find(|link| link.index == index).map_or("?", |link| link.name.as_str());
+    let mut lines: Vec<String> = links.iter().map(|link| format!("link {} {}", link.name, link.up)).collect();
+    for address in addr::list(&mut socket).unwrap() {
+        if !matches!(address.ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+            lines.push(format!("address {}/{} {}", address.ip, address.prefix, name(address.link)));
+        }
+    }
+    for route in addr::routes(&mut socket).unwrap().iter().filter(|route| route.prefix == 0) {
+        lines.push(format!("route {:?} {}", route.gateway, route.link.map_or("?", name)));
+    }
+    // Without counters.
+    let rules = std::process::Command::new("nft").args(["-s", "list", "ruleset"]).output().unwrap();
+    lines.extend(String::from_utf8(rules.stdout).unwrap().lines().map(|line| line.trim().to_owned()));
+    lines.sort();
+    lines
+}
+
+/// Waits until two looks are the same: the kernel takes things down a little later than it says.
+fn becomes(what: &str, expected: &[String], look: impl Fn() -> Vec<String>) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let now = look();
+        if now == expected {
+            return;
+        }
+        let less: Vec<_> = expected.iter().filter(|line| !now.contains(line)).collect();
+        let more: Vec<_> = now.iter().filter(|line| !expected.contains(line)).collect();
+        assert!(Instant::now() < deadline, "{what}: gone {less:#?}, new {more:#?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_change_that_fails_at_any_step_changes_nothing() {
+    use hickory_proto::rr::RecordType::A;
+    with_engine(|engine| async move {
+        engine.network(r#"{"Name":"n1","EnableIPv6":true}"#).await;
+        engine.network(r#"{"Name":"flat","Driver":"macvlan","Options":{"parent":"lan0"}}"#).await;
+        let mut wanted = engine.wanted("web", "bridge");
+        wanted.bindings.insert("80/tcp".parse().unwrap(), binding("", "8080"));
+        wanted.bindings.insert("53/udp".parse().unwrap(), binding("", "5353"));
+        let web = engine.run(&wanted).await.unwrap();
+        serve(&web.namespace, 80);
+        let db = engine.run(&engine.wanted("db", "n1")).await.unwrap();
+        let inner = &engine.controller.0;
+        let lan = From::Inside(&engine.neighbour);
+        let host = || at(&From::Host, seen);
+        let inside = || at(&From::Inside(&web.namespace), seen);
+        let held = || {
+            let held = inner.helper.holdings().unwrap();
+            let mut held: Vec<_> = held.into_iter().map(|(id, (_, sockets))| (id, sockets)).collect();
+            held.sort();
+            held
+        };
+        let goes_on = |when: &str| {
+            for (from, to) in
+                [(&lan, "10.250.0.1:8080"), (&From::Host, "127.0.0.1:8080"), (&From::Host, "[::1]:8080")]
+            {
+                assert!(reach(from, to).is_some(), "{when}: {to}");
+            }
+        };
+        // In one network more, which takes the default route and the ports along; in one with a link of another kind; and out of each again.
+        for (network, joins) in [("n1", true), ("flat", true), ("flat", false), ("n1", false)] {
+            let settings = EndpointSettings { gw_priority: 5, ..EndpointSettings::default() };
+            let before = inner.state().places[&web.id].clone();
+            let id = engine.controller.find(network).unwrap().id;
+            let other = |joined: bool| {
+                let mut after = before.clone();
+                if joined {
+                    let mut more = engine.wanted("web", network);
+                    more.container = "another".into();
+                    more.endpoints.insert(network.into(), settings.clone());
+                    let mut endpoint = inner.plan_place(&more).unwrap().endpoints.remove(0);
+                    inner.state().places.remove("another");
+                    endpoint.link = format!("eth{}", before.endpoints.len());
+                    after.endpoints.push(endpoint);
+                } else {
+                    after.endpoints.retain(|endpoint| endpoint.network != id);
+                }
+                after
+            };
+            let (outside_before, inside_before, held_before) = (host(), inside(), held());
+            let count = steps::change(&inner.plan_change(&before, &mut other(joins))).len();
+            assert!(count >= 7, "{count} steps");
+            for fail_at in 0..count {
+                let mut after = other(joins);
+                let mut plan = inner.plan_change(&before, &mut after);
+                let failed = sys::netns::scoped(|| {
+                    let mut ground = Ground::new(inner.firewall().unwrap(), &inner.helper).unwrap();
+                    ground.fail_at = Some(fail_at);
+                    ground.apply(&steps::change(&plan), &mut plan)
+                });
+                assert_eq!(failed.unwrap().unwrap_err().message(), "injected");
+                let what = format!("{network} (joins: {joins}), step {fail_at}");
+                becomes(&format!("{what}, on the host"), &outside_before, host);
+                becomes(&format!("{what}, in the container"), &inside_before, inside);
+                assert_eq!(held(), held_before, "{what}");
+                goes_on(&what);
+            }
+            if joins {
+                engine.controller.connect(&web.id, network, settings).await.unwrap();
+            } else {
+                engine.controller.disconnect(&web.id, network).await.unwrap();
+            }
+            goes_on(&format!("{network} (joins: {joins}), at last"));
+            if joins {
+                assert_eq!(ask(&web.namespace, "db", A, false), (0, vec![db.ip.to_string()]));
+            }
+        }
+        engine.stop(&web).await;
+        engine.stop(&db).await;
+        assert!(
+            inner.helper.holdings().unwrap().is_empty(),
+            "the helper forgets who has left every network of users'"
+        );
+    });
+}
+
+#[test]
+fn a_network_that_fails_at_any_step_is_as_it_was() {
+    with_engine(|engine| async move {
+        let inner = &engine.controller.0;
+        let without_talk =
+            r#"{"Name":"n2","Internal":true,"Options":{"com.docker.network.bridge.enable_icc":"false"}}"#;
+        for body in [r#"{"Name":"n1","EnableIPv6":true}"#, without_talk] {
+            let id = engine.network(body).await;
+            let network = engine.controller.find(&id).unwrap();
+            let rules = inner.bridge_rules(&network);
+            let groundwork = |fail_at| Groundwork {
+                firewall: inner.firewall().unwrap(),
+                network: &network,
+                rules: &rules,
+                instance: &inner.instance,
+                forward: true,
+                fail_at,
+            };
+            let whole = seen();
+            for at in 0..STEPS.len() {
+                assert_eq!(groundwork(Some(at)).unmake().unwrap_err().message(), "injected");
+                becomes(&format!("{body}: removal, step {at}"), &whole, seen);
+            }
+            groundwork(None).unmake().unwrap();
+            let bare = seen();
+            assert!(!bare.iter().any(|line| line.contains(&network.link)), "{bare:#?}");
+            for at in 0..STEPS.len() {
+                assert_eq!(groundwork(Some(at)).make().unwrap_err().message(), "injected");
+                becomes(&format!("{body}: creation, step {at}"), &bare, seen);
+            }
+            groundwork(None).make().unwrap();
+            becomes(body, &whole, seen);
+        }
     });
 }
 
@@ -526,7 +685,8 @@ fn what_a_crash_at_any_step_left_is_removed() {
             inner.store.put(crate::store::Table::Endpoints, place.container.clone(), &place).await.unwrap();
             inner.helper.ready().unwrap();
             let mut plan = inner.plan_of(&place);
-            let steps = steps::start(&plan, true);
+            plan.resolver = true;
+            let steps = steps::start(&plan);
             sys::netns::scoped(|| {
                 let mut ground = Ground::new(inner.firewall().unwrap(), &inner.helper).unwrap();
                 ground.apply(&steps[..done.min(steps.len())], &mut plan).unwrap();
@@ -539,7 +699,7 @@ fn what_a_crash_at_any_step_left_is_removed() {
             clean(&engine, &format!("start, {done} steps"));
         }
         // A connect to one more network, cut short in the same way.
-        for done in 0..=6 {
+        for done in 0..=8 {
             let c = engine.run(&wanted).await.unwrap();
             let inner = engine.controller.0.clone();
             let mut after = inner.state().places[&c.id].clone();
@@ -549,11 +709,10 @@ fn what_a_crash_at_any_step_left_is_removed() {
             inner.state().places.remove("another");
             endpoint.link = "eth1".into();
             after.endpoints.push(endpoint);
+            let before = inner.state().places[&c.id].clone();
+            let mut plan = inner.plan_change(&before, &mut after);
             inner.store.put(crate::store::Table::Endpoints, c.id.clone(), &after).await.unwrap();
-            let mut plan = inner.plan_of(&after);
-            plan.links.remove(0);
-            plan.ports.clear();
-            let steps = steps::change(&plan, true);
+            let steps = steps::change(&plan);
             sys::netns::scoped(|| {
                 let mut ground = Ground::new(inner.firewall().unwrap(), &inner.helper).unwrap();
                 ground.apply(&steps[..done.min(steps.len())], &mut plan).unwrap();
@@ -655,6 +814,19 @@ fn rules_come_back_and_a_forward_chain_that_drops_is_passed() {
             }
             assert!(run("iptables -F DOCKER-USER"));
             back_within("an empty DOCKER-USER");
+            // As firewall scripts begin: nothing of ours holds on to the operator's chains.
+            assert!(run("iptables -P FORWARD ACCEPT") && run("iptables -F") && run("iptables -X"));
+            assert!(run("nft delete table ip filter"));
+            // Without a FORWARD, which iptables makes when it first needs it.
+            assert!(run("iptables -N DOCKER-USER") && run("iptables -A DOCKER-USER -s 10.250.0.2 -j DROP"));
+            let start = Instant::now();
+            while reach(&lan, "10.250.0.1:8080").is_some() {
+                assert!(start.elapsed() < Duration::from_secs(5), "DOCKER-USER without FORWARD is not asked");
+            }
+            assert!(run("iptables -F") && run("iptables -X"));
+            back_within("no DOCKER-USER any more");
+            let rules = std::process::Command::new("iptables-save").output().unwrap().stdout;
+            assert!(!String::from_utf8(rules).unwrap().contains("DOCKER-USER"));
         }
         engine.stop(&web).await;
     });

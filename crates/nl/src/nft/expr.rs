@@ -306,15 +306,18 @@ impl Rule {
             }
         });
         if !self.comment.is_empty() {
-            let mut user = vec![0, self.comment.len() as u8 + 1];
-            user.extend_from_slice(self.comment.as_bytes());
-            user.push(0);
-            message.attr(USERDATA, &user);
+            message.attr(USERDATA, &user_data(&self.comment));
         }
     }
 }
 
-/// The comment in a rule's user data.
+/// User data that is a comment: rules and chains have the same.
+pub(super) fn user_data(comment: &str) -> Vec<u8> {
+    let text = &comment.as_bytes()[..comment.len().min(120)];
+    [&[0, text.len() as u8 + 1], text, &[0]].concat()
+}
+
+/// The comment in a rule's or chain's user data.
 pub(super) fn comment(user: &[u8]) -> String {
     let mut rest = user;
     while let [kind, len, tail @ ..] = rest {

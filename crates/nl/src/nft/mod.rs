@@ -115,15 +115,35 @@ impl Batch {
 
     /// A chain the kernel enters at `hook`; packets no rule decides on are accepted.
     pub fn add_base_chain(&mut self, name: &str, kind: &str, hook: Hook, priority: i32) {
+        self.base_chain(name, kind, hook, priority, None);
+    }
+
+    /// The same with a comment. Kernels before 5.10 forget it.
+    pub fn add_marked_base_chain(
+        &mut self,
+        name: &str,
+        kind: &str,
+        hook: Hook,
+        priority: i32,
+        comment: &str,
+    ) {
+        self.base_chain(name, kind, hook, priority, Some(comment));
+    }
+
+    fn base_chain(&mut self, name: &str, kind: &str, hook: Hook, priority: i32, comment: Option<&str>) {
         const CHAIN_NAME: u16 = 3;
         const CHAIN_HOOK: u16 = 4;
         const CHAIN_POLICY: u16 = 5;
         const CHAIN_TYPE: u16 = 7;
+        const CHAIN_USERDATA: u16 = 12;
         self.add(NEWCHAIN, CREATE, format!("add chain {name}"), |message| {
             message.str(CHAIN_NAME, name).nest(CHAIN_HOOK, |at| {
                 at.be32(1, hook as u32).be32(2, priority as u32);
             });
             message.be32(CHAIN_POLICY, 1).str(CHAIN_TYPE, kind);
+            if let Some(comment) = comment {
+                message.attr(CHAIN_USERDATA, &expr::user_data(comment));
+            }
         });
     }
 
@@ -238,6 +258,8 @@ pub struct Chain {
     pub policy: Option<Policy>,
     /// Where it hangs, if it is a base chain.
     pub hook: Option<Hook>,
+    /// Its comment.
+    pub comment: String,
 }
 
 /// What happens to a packet no rule of a base chain decided on.
@@ -283,6 +305,7 @@ pub fn chains(socket: &mut Socket, family: Family, table: &str) -> Result<Vec<Ch
                     name: name.string(),
                     policy,
                     hook: hook.and_then(|hook| Hook::of(hook.be32())),
+                    comment: of(12).map(|attr| expr::comment(attr.value)).unwrap_or_default(),
                 });
             }
         },
