@@ -36,7 +36,11 @@ pub fn config(host: &Host) -> Result<ClientConfig, HostsError> {
             let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
             Some(verifier.build().map_err(|err| bad(Path::new("tls"), err))?)
         };
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Trusted { chain, named, signatures: Anyone(provider) }))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Trusted {
+            chain,
+            named,
+            signatures: Anyone(provider),
+        }))
     };
     let Some((cert, key)) = host.client.first() else { return Ok(builder.with_no_client_auth()) };
     let chain = certificates(cert)?;
