@@ -52,7 +52,7 @@ pub struct Remote {
 impl Remote {
     /// The content store of whoever listens, now or later, at `address`. Needs a runtime.
     pub fn open(address: &Path, scratch: &Path, db: Arc<Db>) -> Arc<Self> {
-        let client = ContentClient::new(connect_lazy(address))
+        let client = ContentClient::new(connect_lazy(address, Duration::ZERO))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let remote = Arc::new(Self {

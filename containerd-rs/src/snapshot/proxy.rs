@@ -57,7 +57,8 @@ impl Proxy {
     /// # Errors
     /// The database cannot be read.
     pub fn open(name: &str, address: &Path, db: Arc<Db>) -> Result<Arc<Self>, Error> {
-        let client = SnapshotsClient::new(connect_lazy(address)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let client = SnapshotsClient::new(connect_lazy(address, Duration::ZERO))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
         let namespaces = db.read(|tx| tx.list::<containerd_api::namespaces::Namespace>(GLOBAL, ""))?;
         let proxy = Arc::new(Self {
             // Names come from the configuration and are known as long as the process lives, as those of our own are.
