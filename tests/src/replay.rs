@@ -363,8 +363,8 @@ impl Player<'_> {
 
     fn mask(&self, text: &str) -> String {
         let mut text = text.replace(&self.target.root, "<root>");
-        // No mask fits what has neither a digit nor an article (`About a minute`).
-        if !text.bytes().any(|byte| byte.is_ascii_digit()) && !text.contains(" a") {
+        // No mask fits what has neither a digit nor an article (`About a minute`), but that of ids without digits.
+        if text.len() < 64 && !text.bytes().any(|byte| byte.is_ascii_digit()) && !text.contains(" a") {
             return text;
         }
         for (what, mask) in &self.masks {
