@@ -418,7 +418,7 @@ impl Player<'_> {
                 self.differs(format!("header {name}"), wanted, found);
             }
         }
-        let api = row.head.get("api-version").is_none();
+        let api = !row.head.contains_key("api-version");
         if answer.header("api-version").is_empty() == api {
             self.differs("header api-version", api, answer.header("api-version"));
         }
