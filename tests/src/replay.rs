@@ -764,7 +764,7 @@ mod tests {
         };
         let (one, two) = (differs("create/a", "status", "400"), differs("start/x", "status", "400"));
         assert!(table.judge(&[one.clone(), two.clone()]).is_empty());
-        assert_eq!(table.judge(&[one.clone()]), ["start/x does not differ in [\"status\"]"]);
+        assert_eq!(table.judge(std::slice::from_ref(&one)), ["start/x does not differ in [\"status\"]"]);
         for other in [
             differs("create/a", "body", "400"),
             differs("y", "status", "2"),
