@@ -363,8 +363,8 @@ impl Player<'_> {
 
     fn mask(&self, text: &str) -> String {
         let mut text = text.replace(&self.target.root, "<root>");
-        // No mask fits what has neither a digit nor an article (`About a minute`).
-        if !text.bytes().any(|byte| byte.is_ascii_digit()) && !text.contains(" a") {
+        // No mask fits what has neither a digit nor an article (`About a minute`), but that of ids without digits.
+        if text.len() < 64 && !text.bytes().any(|byte| byte.is_ascii_digit()) && !text.contains(" a") {
             return text;
         }
         for (what, mask) in &self.masks {
@@ -418,7 +418,7 @@ impl Player<'_> {
                 self.differs(format!("header {name}"), wanted, found);
             }
         }
-        let api = row.head.get("api-version").is_none();
+        let api = !row.head.contains_key("api-version");
         if answer.header("api-version").is_empty() == api {
             self.differs("header api-version", api, answer.header("api-version"));
         }
@@ -764,7 +764,7 @@ mod tests {
         };
         let (one, two) = (differs("create/a", "status", "400"), differs("start/x", "status", "400"));
         assert!(table.judge(&[one.clone(), two.clone()]).is_empty());
-        assert_eq!(table.judge(&[one.clone()]), ["start/x does not differ in [\"status\"]"]);
+        assert_eq!(table.judge(std::slice::from_ref(&one)), ["start/x does not differ in [\"status\"]"]);
         for other in [
             differs("create/a", "body", "400"),
             differs("y", "status", "2"),

@@ -41,10 +41,12 @@ impl Drop for Source {
 fn told(engine: &Engine, flags: &str, script: &str) -> String {
     let flags: Vec<&str> = flags.split_whitespace().collect();
     let ran = engine.docker(&[&["run", "--rm"], flags.as_slice(), &["busybox", "sh", "-c", script]].concat());
-    if ran.code == 125 {
-        let said = ran.stderr.lines().find_map(|line| line.split_once("Error response from daemon: "));
-        return said.map_or(ran.stderr.clone(), |(_, said)| said.to_owned());
+    let mut said = ran.stderr.lines().filter_map(|line| line.split_once("Error response from daemon: "));
+    if let Some((_, said)) = said.next() {
+        return said.to_owned();
     }
+    // Who refuses is the command line.
+    assert_ne!(ran.code, 125, "{ran:?}");
     ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

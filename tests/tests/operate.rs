@@ -295,8 +295,8 @@ fn contexts_and_a_connection_through_another_program() {
     std::fs::create_dir(&bin).expect("a folder");
     std::os::unix::fs::symlink(bin_dir().join("docker-rs"), bin.join("docker")).expect("a link");
     let script = format!(
-        "#!/bin/sh\necho \"$*\" >> {log}\nwhile [ \"$1\" != docker ]; do shift; done\n\
-         export DOCKER_HOST=unix://{socket} DOCKER_CONFIG=/nonexistent\nexec \"$@\"\n",
+        "#!/bin/sh\necho \"$*\" >> {log}\nwhile [ \"$1\" != -- ]; do shift; done\nshift 2\n\
+         export DOCKER_HOST=unix://{socket} DOCKER_CONFIG=/nonexistent\nexec sh -c \"$*\"\n",
         log = engine.path("ssh.log").display(),
         socket = engine.socket().display()
     );
