@@ -273,7 +273,7 @@ const RUN: &[Row] = &[
     (Both, "ctr run --rm nope:latest r19 true", 1, "ctr: image \"nope:latest\": not found"),
     (New, "ctr run --rm --hostname hh $I r20 hostname", 0, "hh\n"),
     (Both, "ctr run --rm --cwd /tmp --privileged --label a=b $I r21 sh -c 'pwd; ls /dev/kmsg'", 0, "/tmp\n/dev/kmsg\n"),
-    (Both, "(sleep 0.5; echo in) | ctr run --rm $I r22 cat", 0, "in\n"),
+    (Both, "(until ctr tasks ls | grep -q RUNNING; do sleep 0.05; done; echo in) | ctr run --rm $I r22 cat", 0, "in\n"),
     (Both, "ctr containers ls -q; ctr tasks ls -q; ctr snapshots ls | wc -l", 0, "2\n"),
     // A second OCI runtime.
     (Both, "ctr run --rm --runc-binary $CRUN $I u1 sh -c 'echo from crun; exit 4'", 4, "from crun\n"),
