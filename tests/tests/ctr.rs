@@ -255,7 +255,7 @@ const RUN: &[Row] = &[
     ),
     (
         Both,
-        "ctr run -d --log-uri file://$DIR/log.out $I r13 sh -c 'echo one; echo two >&2'; until ctr tasks ls | grep -q STOPPED; do sleep 0.05; done; sort log.out; ctr tasks rm r13; ctr containers rm r13",
+        "ctr run -d --log-uri file://$DIR/log.out $I r13 sh -c 'echo one; echo two >&2'; until ctr tasks ls | grep -q STOPPED; do sleep 0.05; done; until [ $(wc -l < log.out) = 2 ]; do sleep 0.05; done; sort log.out; ctr tasks rm r13; ctr containers rm r13",
         0,
         "one\ntwo\n",
     ),
@@ -263,6 +263,10 @@ const RUN: &[Row] = &[
     (Both, "ctr containers rm r13", 0, ""),
     (Both, "ctr run --rm --snapshotter native $I r14 echo native", 0, "native\n"),
     (Both, "ctr run --rm --snapshotter nosuch $I r14 true", 1, "snapshotter not loaded: nosuch: invalid argument"),
+];
+
+/// `ctr run` with runtimes by name and by path, and a second OCI runtime.
+const SHIMS: &[Row] = &[
     (Both, "ctr run --rm --runtime io.containerd.runc.v2 $I r15 echo name", 0, "name\n"),
     (Both, "ctr run --rm --runtime $SHIM $I r15 echo path", 0, "path\n"),
     (Both, "ctr run --rm --runtime io.containerd.nosuch.v2 $I r16 true; ctr containers ls -q", 0, "runtime \"io.containerd.nosuch.v2\" binary not installed \"containerd-shim-nosuch-v2\""),
@@ -275,7 +279,6 @@ const RUN: &[Row] = &[
     (Both, "ctr run --rm --cwd /tmp --privileged --label a=b $I r21 sh -c 'pwd; ls /dev/kmsg'", 0, "/tmp\n/dev/kmsg\n"),
     (Both, "(until ctr tasks ls | grep -q RUNNING; do sleep 0.05; done; echo in) | ctr run --rm $I r22 cat", 0, "in\n"),
     (Both, "ctr containers ls -q; ctr tasks ls -q; ctr snapshots ls | wc -l", 0, "2\n"),
-    // A second OCI runtime.
     (Both, "ctr run --rm --runc-binary $CRUN $I u1 sh -c 'echo from crun; exit 4'", 4, "from crun\n"),
     (Both, "ctr run --rm --runc-binary $CRUN $I u1 nosuch", 1, "executable file `nosuch` not found in $PATH"),
     (
@@ -503,6 +506,16 @@ fn the_stock_client_runs_containers() {
 #[test]
 fn the_stock_client_of_debian_12_runs_containers() {
     check(true, RUN, false);
+}
+
+#[test]
+fn the_stock_client_chooses_runtimes() {
+    check(false, SHIMS, false);
+}
+
+#[test]
+fn the_stock_client_of_debian_12_chooses_runtimes() {
+    check(true, SHIMS, false);
 }
 
 #[test]
