@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use e2e_tests::lan::inside;
 use e2e_tests::{Engine, wait_for};
@@ -276,7 +277,7 @@ fn what_falls_out_of_the_bounds_is_counted_and_options_are_checked() {
         engine.docker(&[&options[..], more, &["busybox", "sh", "-c", &command]].concat())
     };
     fluentd("refused", &[]).fails(
-        125,
+        127,
         &format!(
             "failed to initialize logging driver: dial unix {}: connect: no such file or directory",
             path.display()
@@ -292,12 +293,16 @@ fn what_falls_out_of_the_bounds_is_counted_and_options_are_checked() {
     wait_for("the last line", || heard.has(&last));
     let dropped = || -> u64 {
         let format = "{{index .Actor.Attributes \"lines\"}}";
-        let events = ["events", "--since", "1", "--until", "0s", "--filter", "event=log_dropped"];
+        // `0s` would be the beginning of this second.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        let until = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
+        let events = ["events", "--since", "1", "--until", &until, "--filter", "event=log_dropped"];
         let events = engine.docker(&[&events[..], &["--format", format]].concat());
         events.ok().lines().map(|lines| lines.parse::<u64>().expect("a number")).sum()
     };
     let arrived: std::collections::BTreeSet<String> = heard.lines().into_iter().collect();
-    assert!(dropped() > 0 && arrived.len() as u64 + dropped() == LINES, "{} + {}", arrived.len(), dropped());
+    let dropped = dropped();
+    assert!(dropped > 0 && arrived.len() as u64 + dropped == LINES, "{} + {dropped}", arrived.len());
     let log = engine.docker(&["logs", "--tail", "2", "bounded"]);
     assert_eq!(log.stdout, format!("{}\n{LINES}\n", LINES - 1));
 

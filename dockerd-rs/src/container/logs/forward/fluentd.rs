@@ -263,8 +263,15 @@ mod tests {
         };
         let id = about().id;
         let head = |fields: u8, time: &[u8]| {
-            [&[0x94, 0xac][..], id[..12].as_bytes(), time, &[fields], b"\xaccontainer_id\xd9@", id.as_bytes()]
-                .concat()
+            [
+                &[0x94, 0xac][..],
+                &id.as_bytes()[..12],
+                time,
+                &[fields],
+                b"\xaccontainer_id\xd9@",
+                id.as_bytes(),
+            ]
+            .concat()
         };
         let seconds = 1_796_141_111_u32.to_be_bytes();
         let plain = [&[0xd2][..], &seconds].concat();

@@ -197,7 +197,7 @@ async fn run(
         let running = records.borrow_and_update().life.state.is_running();
         if starts != Some(told.starts) {
             starts = Some(told.starts);
-            forwarder = Forwarder::renew(&engine, &container, forwarder.take()).await;
+            forwarder = Forwarder::renew(&engine, &container, forwarder.take(), running).await;
         }
         let sent = match &mut forwarder {
             Some(forwarder) => forwarder.send_all(&mut hears, &stop).await,
@@ -291,8 +291,14 @@ struct Forwarder {
 }
 
 impl Forwarder {
-    /// With the container's present name and options, going on where `old` was.
-    async fn renew(engine: &Arc<Engine>, container: &Arc<Container>, old: Option<Self>) -> Option<Self> {
+    /// With the container's present name and options, going on where `old` was. `None` also when a container that has ended has nothing left
+    /// to send: the engine's start is no time to read the logs of all of them.
+    async fn renew(
+        engine: &Arc<Engine>,
+        container: &Arc<Container>,
+        old: Option<Self>,
+        running: bool,
+    ) -> Option<Self> {
         let record = container.record();
         let options = match LogOptions::of(&record) {
             Ok(options) => options,
@@ -309,7 +315,11 @@ impl Forwarder {
         }
         let place = options.place(&engine.config.container_dir(&container.id), &container.id)?;
         let live = place.path.clone();
-        let sent = on_thread(move || Ok(spool::position(&live))).await.unwrap_or(0);
+        let look = move || Ok((spool::position(&live), spool::next_number(&live)));
+        let (sent, next) = on_thread(look).await.unwrap_or((0, 0));
+        if !running && next == sent + 1 {
+            return None;
+        }
         Some(Self {
             engine: Arc::clone(engine),
             container: Arc::clone(container),

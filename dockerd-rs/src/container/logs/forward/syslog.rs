@@ -231,7 +231,7 @@ mod tests {
         let tls = [("syslog-format", "rfc5424"), ("syslog-address", "tcp+tls://h")];
         assert_eq!(
             first(&tls, "UTC0"),
-            "70 <30>1 2026-12-01T16:05:11Z vm 0123456789ab 8656 0123456789ab - a\tb\r\n"
+            "68 <30>1 2026-12-01T16:05:11Z vm 0123456789ab 8656 0123456789ab - a\tb\r\n"
         );
     }
 
