@@ -132,6 +132,7 @@ impl Engine {
         if let Err(err) = self.networks.leave().await {
             tracing::warn!(error = %err, "networks are left as they are");
         }
+        self.containers.shared.stop_forwarders().await;
         crate::container::spec::CgroupPlace::of(&self.config).leave();
         let events = self.events.clone();
         let _ = tokio::task::spawn_blocking(move || events.flush()).await;

@@ -22,3 +22,4 @@ pub use error::{ApiError, Kind, RegistryError};
 pub use hosts::{Capabilities, Host, HostsConfig, HostsError};
 pub use pull::{Blob, Resolved};
 pub use push::{BlobSource, Pushed};
+pub use tls::client as tls_client;

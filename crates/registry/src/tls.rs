@@ -3,7 +3,7 @@
 //! Invariant: without `skip_verify` no connection is made to a server whose certificate does not lead to a trusted
 //! root and its name.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -21,14 +21,26 @@ static SYSTEM: Mutex<Weak<RootCertStore>> = Mutex::new(Weak::new());
 
 /// The TLS settings of a host. Reads files.
 pub fn config(host: &Host) -> Result<ClientConfig, HostsError> {
+    client(&host.ca, host.client.first(), host.skip_verify)
+}
+
+/// TLS settings that trust the system's roots and those in the files `ca`, and show a certificate with its key. Reads files.
+///
+/// # Errors
+/// A file cannot be read, or is not what it should be.
+pub fn client(
+    ca: &[PathBuf],
+    shown: Option<&(PathBuf, PathBuf)>,
+    skip_verify: bool,
+) -> Result<ClientConfig, HostsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|err| bad(Path::new("tls"), err))?;
-    let builder = if host.skip_verify {
+    let builder = if skip_verify {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)))
     } else {
-        let (roots, named) = roots(host)?;
+        let (roots, named) = roots(ca)?;
         // A machine without any roots trusts nobody.
         let chain = if roots.is_empty() {
             None
@@ -42,21 +54,21 @@ pub fn config(host: &Host) -> Result<ClientConfig, HostsError> {
             signatures: Anyone(provider),
         }))
     };
-    let Some((cert, key)) = host.client.first() else { return Ok(builder.with_no_client_auth()) };
+    let Some((cert, key)) = shown else { return Ok(builder.with_no_client_auth()) };
     let chain = certificates(cert)?;
     let secret = PrivateKeyDer::from_pem_file(key).map_err(|err| bad(key, err))?;
     builder.with_client_auth_cert(chain, secret).map_err(|err| bad(cert, err))
 }
 
 /// The roots to trust, and those of them that were named for this host.
-fn roots(host: &Host) -> Result<(Arc<RootCertStore>, Vec<CertificateDer<'static>>), HostsError> {
+fn roots(ca: &[PathBuf]) -> Result<(Arc<RootCertStore>, Vec<CertificateDer<'static>>), HostsError> {
     let system = system_roots();
-    if host.ca.is_empty() {
+    if ca.is_empty() {
         return Ok((system, Vec::new()));
     }
     let mut roots = (*system).clone();
     let mut named = Vec::new();
-    for file in &host.ca {
+    for file in ca {
         for certificate in certificates(file)? {
             roots.add(certificate.clone()).map_err(|err| bad(file, err))?;
             named.push(certificate);

@@ -46,6 +46,9 @@ struct Log {
     attrs: BTreeMap<String, String>,
     mode: String,
     max_buffer_size: u64,
+    /// The number of the next record, where they are numbered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequence: Option<u64>,
 }
 
 /// What the shim left when a process ended.
@@ -107,11 +110,16 @@ impl Streams {
         })
     }
 
-    /// Writes the request of a container's own process; gives what goes into `stdout`.
+    /// Writes the request of a container's own process, whose log's records are numbered from `sequence` on; gives what goes into `stdout`.
     ///
     /// # Errors
     /// The files cannot be written, or the log's options are none.
-    pub fn ask_for_container(&self, config: &Config, record: &Record) -> Result<String> {
+    pub fn ask_for_container(
+        &self,
+        config: &Config,
+        record: &Record,
+        sequence: Option<u64>,
+    ) -> Result<String> {
         let options = super::logs::options::LogOptions::of(record)?;
         let directory = config.container_dir(&record.id);
         let log = options.place(&directory, &record.id).map(|place| Log {
@@ -126,6 +134,7 @@ impl Streams {
             attrs: options.attrs(record),
             mode: if options.non_blocking { "non-blocking".into() } else { "blocking".into() },
             max_buffer_size: options.max_buffer_size,
+            sequence,
         });
         if log.is_some() {
             make_private(&directory)?;
@@ -245,5 +254,6 @@ fn failed(what: &str, path: &Path, err: &io::Error) -> Error {
 /// The options of its driver are none.
 pub fn log_place(config: &Config, record: &Record) -> Result<Option<LogPlace>> {
     let options = super::logs::options::LogOptions::of(record)?;
-    Ok(options.place(&config.container_dir(&record.id), &record.id))
+    let place = options.place(&config.container_dir(&record.id), &record.id);
+    Ok(place.filter(|_| options.target.is_none() || !options.cache_disabled))
 }

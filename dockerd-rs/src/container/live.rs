@@ -6,15 +6,22 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::exec::Exec;
 use super::io::Wanted;
 use super::life::policy::Backoff;
 use super::logs::follow::Growth;
+use super::logs::forward::Told;
+
+/// How long the engine's end waits for those who send logs on.
+const FORWARDERS: Duration = Duration::from_secs(2);
 
 /// Of one container.
 pub struct Live {
@@ -31,6 +38,7 @@ pub struct Live {
     health: Mutex<Option<AbortHandle>>,
     process: Mutex<Option<Arc<serde_json::Value>>>,
     log_dropped: AtomicU64,
+    forwarder: Mutex<Option<watch::Sender<Told>>>,
 }
 
 /// How often a container has ended since the engine began to look, and what came of it.
@@ -67,6 +75,7 @@ impl Default for Live {
             health: Mutex::default(),
             process: Mutex::default(),
             log_dropped: AtomicU64::new(0),
+            forwarder: Mutex::default(),
         }
     }
 }
@@ -222,6 +231,11 @@ impl Live {
         self.log_dropped.store(0, Ordering::SeqCst);
     }
 
+    /// What its log's forwarder hears, while there is one.
+    pub fn forwarder<T>(&self, with: impl FnOnce(&mut Option<watch::Sender<Told>>) -> T) -> T {
+        with(&mut lock(&self.forwarder))
+    }
+
     /// Remembers it; `None` when the run is over.
     pub fn set_process(&self, process: Option<Arc<serde_json::Value>>) {
         *lock(&self.process) = process;
@@ -233,6 +247,10 @@ impl Live {
 pub struct Shared {
     growth: OnceLock<Option<Growth>>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+    /// Those who send logs on, and what ends them.
+    pub forwarders: TaskTracker,
+    /// See [`Shared::forwarders`].
+    pub forwarders_stop: CancellationToken,
 }
 
 impl Shared {
@@ -247,6 +265,15 @@ impl Shared {
                 }
             })
             .as_ref()
+    }
+
+    /// Ends those who send logs on; they keep how far they are.
+    pub async fn stop_forwarders(&self) {
+        self.forwarders_stop.cancel();
+        self.forwarders.close();
+        if tokio::time::timeout(FORWARDERS, self.forwarders.wait()).await.is_err() {
+            tracing::warn!(left = self.forwarders.len(), "logs are still being sent");
+        }
     }
 
     /// All execs by id.

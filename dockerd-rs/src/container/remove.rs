@@ -115,6 +115,7 @@ async fn take_down(engine: &Arc<Engine>, container: &Arc<Container>, options: Op
         removed
             .map_err(|err| err.context(format_args!("container {id}: failed to remove root filesystem")))?;
     }
+    super::logs::forward::finish(container).await;
     io::Streams::of_container(&engine.config, id).remove();
     for directory in [engine.config.container_run_dir(id), engine.config.container_dir(id)] {
         let shown = directory.display().to_string();

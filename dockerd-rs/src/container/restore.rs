@@ -15,6 +15,7 @@ use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 
 use super::life::ended;
+use super::logs::forward;
 use super::record::{Record, State, Task};
 use super::start::{self, By, OWNER_LABEL};
 use super::{Container, Containers, exec, health, io, pause, remove, spec, world};
@@ -133,6 +134,12 @@ async fn look_at_all(engine: &Arc<Engine>, boot: bool) {
     };
     let mut states: HashMap<String, TaskState> =
         tasks.into_iter().map(|task| (task.id, task.state)).collect();
+    if boot {
+        // Also of those that have ended: their last lines may not have been sent.
+        for container in engine.containers.all() {
+            forward::begin(engine, &container);
+        }
+    }
     let slots = Arc::new(Semaphore::new(AT_ONCE));
     let mut looks = tokio::task::JoinSet::new();
     for container in engine.containers.all() {

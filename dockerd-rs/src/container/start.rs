@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::life::{self, Outcome, decide, ended, failure};
+use super::logs::forward;
+use super::logs::options::LogOptions;
 use super::record::{State, Task};
 use super::world::{self, World};
 use super::{Container, Record, health, io, remove};
@@ -72,7 +74,7 @@ async fn in_turn(engine: &Arc<Engine>, container: &Arc<Container>, by: By) -> Re
             })
             .await?;
     }
-    match bring_up(engine, container).await {
+    match bring_up(engine, container, by).await {
         Ok(()) => Ok(Outcome::Done),
         Err((code, err)) => {
             let text = err.message().to_owned();
@@ -98,9 +100,9 @@ fn failed(err: Error) -> Failed {
     (failure::UNKNOWN, err)
 }
 
-async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<(), Failed> {
+async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>, by: By) -> Result<(), Failed> {
     let record = container.record();
-    let brought = make(engine, container, &record).await;
+    let brought = make(engine, container, &record, by).await;
     let (pid, started) = match brought {
         Ok(brought) => brought,
         Err(failed) => {
@@ -128,6 +130,7 @@ async fn bring_up(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<()
     container.publish(engine, "start", &[]);
     tracing::info!(container = %container.id, pid, "started");
     health::watch(engine, container);
+    forward::begin(engine, container);
     Ok(())
 }
 
@@ -137,14 +140,24 @@ async fn make(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
     record: &Arc<Record>,
+    by: By,
 ) -> Result<(u32, jiff::Timestamp), Failed> {
     let id = &container.id;
+    let log = LogOptions::of(record).map_err(failed)?;
+    if by == By::Client
+        && let Err(why) = forward::check(&log).await
+    {
+        // A policy's start goes on: the lines wait for their target on disk.
+        let why = format!("failed to create task for container: failed to initialize logging driver: {why}");
+        return Err(failure::of_runtime(&Error::system(why)));
+    }
     let World { spec, rootfs, labels } = world::prepare(engine, container).await.map_err(failed)?;
     container.live.set_process(world::process_of(&spec).map(Arc::new));
     container.live.forget_log_dropped();
     let streams = io::Streams::of_container(&engine.config, id);
     streams.remove();
-    let stdout = streams.ask_for_container(&engine.config, record).map_err(failed)?;
+    let sequence = next_log_number(engine, container, &log).await.map_err(failed)?;
+    let stdout = streams.ask_for_container(&engine.config, record, sequence).map_err(failed)?;
     let (runtime, options) = world::runtime_of(engine, record).map_err(failed)?;
     let new = NewContainer {
         id: id.clone(),
@@ -171,6 +184,14 @@ async fn make(
     let started = jiff::Timestamp::now();
     let pid = engine.runtime.start_process(id, "").await.map_err(|err| failure::of_runtime(&err))?;
     Ok((pid, started))
+}
+
+/// The number of the next record in a log that is sent on.
+async fn next_log_number(engine: &Engine, container: &Container, log: &LogOptions) -> Result<Option<u64>> {
+    let place = log.place(&engine.config.container_dir(&container.id), &container.id);
+    let Some(place) = place.filter(|_| log.target.is_some()) else { return Ok(None) };
+    let number = tokio::task::spawn_blocking(move || forward::spool::next_number(&place.path)).await;
+    number.map(Some).map_err(|err| Error::system(err.to_string()))
 }
 
 /// A record or a task left by a start that was cut short is cleared away first.

@@ -46,7 +46,7 @@ pub async fn info(engine: &Engine, version: ApiVersion) -> Value {
             "Volume": engine.volumes.drivers(),
             "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
             "Authorization": (!live.authorization_plugins.is_empty()).then_some(&live.authorization_plugins),
-            "Log": ["json-file", "local"],
+            "Log": ["fluentd", "journald", "json-file", "local", "syslog"],
         },
         "MemoryLimit": cgroups.memory,
         "SwapLimit": cgroups.swap,

@@ -10,6 +10,7 @@ mod version;
 
 use std::collections::BTreeMap;
 
+pub use self::host::hostname;
 pub use self::info::info;
 pub use self::login::login;
 pub use self::runtimes::Programs;

@@ -137,6 +137,8 @@ pub struct Local {
     now: Instant,
     /// Makes the ids of split lines unique.
     token: u64,
+    /// The number of the next record.
+    sequence: Option<u64>,
 }
 
 impl Encoder {
@@ -161,10 +163,10 @@ impl Encoder {
         Encoder::Json(Json { middles, tails: [Vec::new(), Vec::new()] })
     }
 
-    /// The local format.
-    pub fn local() -> Encoder {
+    /// The local format; the records are numbered from `sequence` on.
+    pub fn local(sequence: Option<u64>) -> Encoder {
         let now = Instant::now();
-        Encoder::Local(Local { now, token: now.unix_nanos() as u64 })
+        Encoder::Local(Local { now, token: now.unix_nanos() as u64, sequence })
     }
 
     /// The time of the pieces that follow.
@@ -184,7 +186,7 @@ impl Encoder {
     }
 
     /// Appends one piece.
-    pub fn encode(&self, out: &mut Vec<u8>, stream: Stream, piece: Piece<'_>) {
+    pub fn encode(&mut self, out: &mut Vec<u8>, stream: Stream, piece: Piece<'_>) {
         match self {
             Encoder::Json(json) => {
                 out.extend_from_slice(b"{\"log\":\"");
@@ -195,6 +197,13 @@ impl Encoder {
                 out.extend_from_slice(&json.tails[usize::from(stream == Stream::Stderr)]);
             }
             Encoder::Local(local) => local.encode(out, stream, piece),
+        }
+    }
+
+    /// The last `count` records were not written: their numbers are given to others, so that a gap means a record somebody removed.
+    pub fn take_back(&mut self, count: u64) {
+        if let Encoder::Local(Local { sequence: Some(next), .. }) = self {
+            *next = next.saturating_sub(count);
         }
     }
 
@@ -219,7 +228,7 @@ impl Encoder {
 }
 
 impl Local {
-    fn encode(&self, out: &mut Vec<u8>, stream: Stream, piece: Piece<'_>) {
+    fn encode(&mut self, out: &mut Vec<u8>, stream: Stream, piece: Piece<'_>) {
         let start = out.len();
         out.extend_from_slice(&[0; 4]);
         field(out, 1, stream.name().as_bytes());
@@ -237,6 +246,11 @@ impl Local {
             metadata.push(3 << 3);
             varint(&mut metadata, u64::from(part.ordinal));
             field(out, 5, &metadata);
+        }
+        if let Some(sequence) = &mut self.sequence {
+            out.push(15 << 3);
+            varint(out, *sequence);
+            *sequence += 1;
         }
         let length = ((out.len() - start - 4) as u32).to_be_bytes();
         out[start..start + 4].copy_from_slice(&length);
@@ -485,6 +499,8 @@ mod tests {
         partial: bool,
         #[prost(message, optional, tag = "5")]
         metadata: Option<PartialMetadata>,
+        #[prost(uint64, tag = "15")]
+        sequence: u64,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -499,7 +515,7 @@ mod tests {
 
     #[test]
     fn local_records_are_docker_s_protobuf_between_two_lengths() {
-        let mut encoder = Encoder::local();
+        let mut encoder = Encoder::local(None);
         encoder.set_time(Instant { seconds: 1, nanos: 2 });
         let mut out = Vec::new();
         let mut long = vec![b'x'; PIECE_MAX];
@@ -528,5 +544,20 @@ mod tests {
         assert_eq!(encoder.whole_entries(&out, out.len()), (out.len(), 0));
         assert_eq!(encoder.whole_entries(&out, out.len() - 1).1, 1);
         assert_eq!(encoder.whole_entries(&out, 3), (0, 3));
+    }
+
+    #[test]
+    fn records_are_numbered_and_the_numbers_of_lost_ones_come_again() {
+        let mut encoder = Encoder::local(Some(41));
+        let mut numbers = Vec::new();
+        for lost in [0, 0, 2, 0] {
+            let mut out = Vec::new();
+            let piece = Piece { bytes: b"x", ends_line: true, part: None };
+            encoder.encode(&mut out, Stream::Stdout, piece);
+            let entry = <LogEntry as prost::Message>::decode(&out[4..out.len() - 4]).unwrap();
+            numbers.push(entry.sequence);
+            encoder.take_back(lost);
+        }
+        assert_eq!(numbers, [41, 42, 43, 42]);
     }
 }

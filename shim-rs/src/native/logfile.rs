@@ -34,8 +34,8 @@ pub struct Settings {
 pub enum Format {
     /// json-file with these attributes.
     Json(std::collections::BTreeMap<String, String>),
-    /// local.
-    Local,
+    /// local, with numbered records if there is a number for the next.
+    Local(Option<u64>),
 }
 
 impl Settings {
@@ -43,7 +43,7 @@ impl Settings {
     pub fn of(log: &request::Log) -> Option<Settings> {
         let format = match log.driver.as_str() {
             "json-file" => Format::Json(log.attrs.clone()),
-            "local" => Format::Local,
+            "local" => Format::Local(log.sequence),
             _ => return None,
         };
         Some(Settings {
@@ -88,7 +88,7 @@ impl LogFile {
         let size = file.metadata()?.len();
         let encoder = match &settings.format {
             Format::Json(attrs) => Encoder::json(attrs),
-            Format::Local => Encoder::local(),
+            Format::Local(sequence) => Encoder::local(*sequence),
         };
         let compressor = Rc::new(Compressor::new(&settings));
         Ok(LogFile {
@@ -177,6 +177,7 @@ impl LogFile {
                 let _ = self.file.set_len(self.size + whole as u64);
             }
             self.dropped += dropped;
+            self.encoder.take_back(dropped);
             let reason = reason(&err);
             let before = match self.unreported.take() {
                 Some((before, _)) => before,

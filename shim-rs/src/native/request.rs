@@ -49,6 +49,9 @@ pub struct Log {
     /// Extra attributes of each line.
     #[serde(default)]
     pub attrs: BTreeMap<String, String>,
+    /// The number of the next record, when those of `local` are to be numbered.
+    #[serde(default)]
+    pub sequence: Option<u64>,
 }
 
 fn unlimited() -> i64 {
@@ -152,6 +155,7 @@ mod tests {
         let log = request.log.unwrap();
         assert_eq!((log.max_size, log.max_file, log.compress), (20_971_520, 5, true));
         assert_eq!(log.attrs["a"], "b");
+        assert_eq!(log.sequence, None);
         let least = parse(r#"{"version":1,"socket":"/s"}"#).unwrap();
         assert_eq!((least.stdin, least.exit_record, least.log), (false, None, None));
     }

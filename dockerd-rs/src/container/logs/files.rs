@@ -312,6 +312,12 @@ impl Blocks {
         Some(&self.buffer[begin..begin + length])
     }
 
+    /// The next whole record, which is also the next one after this call.
+    pub fn peek_raw(&self) -> Option<&[u8]> {
+        let (skip, length, _) = self.record_length()?;
+        self.buffer.get(self.at + skip..self.at + skip + length)
+    }
+
     /// The next record that can be read.
     pub fn next(&mut self, with_attrs: bool) -> Option<Option<Record<'_>>> {
         let form = self.form;

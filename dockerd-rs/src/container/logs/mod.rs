@@ -6,6 +6,7 @@
 pub mod files;
 pub mod follow;
 pub mod format;
+pub mod forward;
 pub mod options;
 pub mod query;
 pub mod readers;

@@ -9,6 +9,9 @@ use regex_lite::Regex;
 
 use super::LogPlace;
 use super::files::Form;
+use super::forward::fluentd::{self, Fluentd};
+use super::forward::syslog::{self, Syslog};
+use super::forward::{Target, journald};
 use crate::api::params::quote;
 use crate::container::record::Record;
 use crate::error::{Error, Result};
@@ -29,6 +32,8 @@ pub enum Driver {
     Local,
     /// Nowhere.
     None,
+    /// Elsewhere, over a bounded log that is kept here for that and for reading.
+    Elsewhere,
 }
 
 /// The options, with defaults filled in.
@@ -46,6 +51,10 @@ pub struct LogOptions {
     pub non_blocking: bool,
     /// Bytes held back for a log that does not go on.
     pub max_buffer_size: u64,
+    /// Where it is sent.
+    pub target: Option<Target>,
+    /// Whether what is kept here of a log that is sent elsewhere cannot be read.
+    pub cache_disabled: bool,
     labels: Vec<String>,
     env: Vec<String>,
     /// Patterns of names, checked.
@@ -55,7 +64,8 @@ pub struct LogOptions {
 }
 
 /// Options every driver takes.
-const COMMON: [&str; 4] = ["mode", "max-buffer-size", "cache-disabled", "cache-max-size"];
+const COMMON: [&str; 6] =
+    ["mode", "max-buffer-size", "cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"];
 const JSON_FILE: [&str; 8] =
     ["max-file", "max-size", "compress", "labels", "labels-regex", "env", "env-regex", "tag"];
 const LOCAL: [&str; 3] = ["max-file", "max-size", "compress"];
@@ -76,10 +86,12 @@ impl LogOptions {
     /// # Errors
     /// A value that is none, in Docker's words.
     pub fn read(driver: &str, options: &BTreeMap<String, String>) -> Result<Self> {
+        let name = driver;
         let driver = match driver {
             "" | "json-file" => Driver::JsonFile,
             "local" => Driver::Local,
             "none" => Driver::None,
+            "syslog" | "fluentd" | "journald" => Driver::Elsewhere,
             other => {
                 return Err(Error::invalid(format!(
                     "error looking up logging plugin {other}: plugin {} not found",
@@ -96,6 +108,155 @@ impl LogOptions {
                 .map(str::to_owned)
                 .collect()
         };
+        let Cache { max_size, max_file, compress } = Cache::read(driver, options)?;
+        let non_blocking = match option("mode") {
+            None | Some("" | "blocking") => false,
+            Some("non-blocking") => true,
+            Some(other) => {
+                return Err(Error::invalid(format!("logger: logging mode not supported: {other}")));
+            }
+        };
+        let max_buffer_size = match option("max-buffer-size") {
+            None => MAX_BUFFER,
+            Some(_) if !non_blocking => {
+                return Err(Error::invalid(
+                    "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
+                ));
+            }
+            Some(text) => parse_size(text).and_then(|size| u64::try_from(size).ok()).ok_or_else(|| {
+                Error::invalid(format!("error parsing option max-buffer-size: invalid size: '{text}'"))
+            })?,
+        };
+        let cache_disabled = match option("cache-disabled") {
+            None | Some("") => false,
+            Some(text) => parse_bool(text)
+                .ok_or_else(|| Error::invalid(format!("invalid value for option cache-disabled: {text}")))?,
+        };
+        let target = match name {
+            "syslog" => Some(Target::Syslog(Syslog::read(options)?)),
+            "fluentd" => Some(Target::Fluentd(Fluentd::read(options)?)),
+            "journald" => Some(Target::Journald),
+            _ => None,
+        };
+        Ok(Self {
+            driver,
+            max_size,
+            max_file,
+            compress,
+            non_blocking,
+            max_buffer_size,
+            target,
+            cache_disabled,
+            labels: list("labels"),
+            env: list("env"),
+            labels_regex: pattern(option("labels-regex"))?,
+            env_regex: pattern(option("env-regex"))?,
+            tag: Tag::parse(option("tag").unwrap_or_default())?,
+        })
+    }
+
+    /// Refuses option names the driver does not know, as create does, and a local socket that is not there.
+    ///
+    /// # Errors
+    /// The first unknown name, in Docker's words.
+    pub fn check_names(driver: &str, options: &BTreeMap<String, String>) -> Result<()> {
+        let (name, known): (&str, &[&str]) = match driver {
+            "" | "json-file" => ("json-file", &JSON_FILE),
+            "local" => ("local", &LOCAL),
+            "syslog" => ("syslog", &syslog::NAMES),
+            "fluentd" => ("fluentd", &fluentd::NAMES),
+            "journald" => ("journald", &journald::NAMES),
+            _ => return Ok(()),
+        };
+        let unknown =
+            options.keys().find(|key| !known.contains(&key.as_str()) && !COMMON.contains(&key.as_str()));
+        match unknown {
+            Some(key) if name == "local" => {
+                Err(Error::invalid(format!("unknown log opt '{key}' for log driver local")))
+            }
+            Some(key) => Err(Error::invalid(format!("unknown log opt '{key}' for {name} log driver"))),
+            None if name == "syslog" => Syslog::read(options)?.check_socket(),
+            None => Ok(()),
+        }
+    }
+
+    /// Where the log of the container `id` is, if it has one.
+    pub fn place(&self, directory: &Path, id: &str) -> Option<LogPlace> {
+        match self.driver {
+            Driver::JsonFile => {
+                Some(LogPlace { path: directory.join(format!("{id}-json.log")), form: Form::JsonFile })
+            }
+            Driver::Local => {
+                Some(LogPlace { path: directory.join("local-logs/container.log"), form: Form::Local })
+            }
+            Driver::Elsewhere => {
+                Some(LogPlace { path: directory.join("container-cached.log"), form: Form::Local })
+            }
+            Driver::None => None,
+        }
+    }
+
+    /// The labels, variables and tag that go into each record.
+    pub fn attrs(&self, record: &Record) -> BTreeMap<String, String> {
+        let mut attrs = self.extra(record);
+        let tag = self.tag(record);
+        if !tag.is_empty() {
+            attrs.insert("tag".into(), tag);
+        }
+        attrs
+    }
+
+    /// What the option `tag` makes of the container.
+    pub fn tag(&self, record: &Record) -> String {
+        self.tag.of(record)
+    }
+
+    /// The labels and variables that were chosen.
+    pub fn extra(&self, record: &Record) -> BTreeMap<String, String> {
+        // Both were compiled when the container was created.
+        let compiled = |text: &str| (!text.is_empty()).then(|| Regex::new(text).ok()).flatten();
+        let chosen = |names: &[String], pattern: &Option<Regex>, name: &str| {
+            names.iter().any(|wanted| wanted == name) || pattern.as_ref().is_some_and(|p| p.is_match(name))
+        };
+        let mut attrs = BTreeMap::new();
+        let pattern = compiled(&self.labels_regex);
+        for (name, value) in record.config.labels.iter().flatten() {
+            if chosen(&self.labels, &pattern, name) {
+                attrs.insert(name.clone(), value.clone());
+            }
+        }
+        let pattern = compiled(&self.env_regex);
+        for pair in record.config.env.iter().flatten() {
+            if let Some((name, value)) = pair.split_once('=')
+                && chosen(&self.env, &pattern, name)
+            {
+                attrs.insert(name.to_owned(), value.to_owned());
+            }
+        }
+        attrs
+    }
+}
+
+/// The limits of what is kept on disk.
+struct Cache {
+    max_size: i64,
+    max_file: u32,
+    compress: bool,
+}
+
+impl Cache {
+    fn read(driver: Driver, options: &BTreeMap<String, String>) -> Result<Self> {
+        let option = |name: &str| options.get(name).map(String::as_str);
+        if driver == Driver::Elsewhere {
+            // Docker starts the container whatever these are, and keeps nothing when they are none. Here a value that is none is the default.
+            let max_size = option("cache-max-size").and_then(parse_size).filter(|size| *size > 0);
+            let max_file = option("cache-max-file").and_then(|text| text.parse().ok());
+            return Ok(Self {
+                max_size: max_size.unwrap_or(MAX_SIZE),
+                max_file: max_file.filter(|count| *count > 0).unwrap_or(MAX_FILE),
+                compress: option("cache-compress").and_then(parse_bool).unwrap_or(true),
+            });
+        }
         let max_size = match option("max-size") {
             None => MAX_SIZE,
             Some("-1") => -1,
@@ -121,100 +282,7 @@ impl LogOptions {
                 Error::invalid(format!("strconv.ParseBool: parsing {}: invalid syntax", quote(text)))
             })?,
         };
-        let non_blocking = match option("mode") {
-            None | Some("" | "blocking") => false,
-            Some("non-blocking") => true,
-            Some(other) => {
-                return Err(Error::invalid(format!("logger: logging mode not supported: {other}")));
-            }
-        };
-        let max_buffer_size = match option("max-buffer-size") {
-            None => MAX_BUFFER,
-            Some(_) if !non_blocking => {
-                return Err(Error::invalid(
-                    "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
-                ));
-            }
-            Some(text) => parse_size(text).and_then(|size| u64::try_from(size).ok()).ok_or_else(|| {
-                Error::invalid(format!("error parsing option max-buffer-size: invalid size: '{text}'"))
-            })?,
-        };
-        Ok(Self {
-            driver,
-            max_size,
-            max_file,
-            compress,
-            non_blocking,
-            max_buffer_size,
-            labels: list("labels"),
-            env: list("env"),
-            labels_regex: pattern(option("labels-regex"))?,
-            env_regex: pattern(option("env-regex"))?,
-            tag: Tag::parse(option("tag").unwrap_or_default())?,
-        })
-    }
-
-    /// Refuses option names the driver does not know, as create does.
-    ///
-    /// # Errors
-    /// The first unknown name, in Docker's words.
-    pub fn check_names(driver: &str, options: &BTreeMap<String, String>) -> Result<()> {
-        let (name, known): (&str, &[&str]) = match driver {
-            "" | "json-file" => ("json-file", &JSON_FILE),
-            "local" => ("local", &LOCAL),
-            _ => return Ok(()),
-        };
-        let unknown =
-            options.keys().find(|key| !known.contains(&key.as_str()) && !COMMON.contains(&key.as_str()));
-        match unknown {
-            Some(key) if name == "local" => {
-                Err(Error::invalid(format!("unknown log opt '{key}' for log-driver local")))
-            }
-            Some(key) => Err(Error::invalid(format!("unknown log opt '{key}' for {name} log driver"))),
-            None => Ok(()),
-        }
-    }
-
-    /// Where the log of the container `id` is, if it has one.
-    pub fn place(&self, directory: &Path, id: &str) -> Option<LogPlace> {
-        match self.driver {
-            Driver::JsonFile => {
-                Some(LogPlace { path: directory.join(format!("{id}-json.log")), form: Form::JsonFile })
-            }
-            Driver::Local => {
-                Some(LogPlace { path: directory.join("local-logs/container.log"), form: Form::Local })
-            }
-            Driver::None => None,
-        }
-    }
-
-    /// The labels, variables and tag that go into each record.
-    pub fn attrs(&self, record: &Record) -> BTreeMap<String, String> {
-        // Both were compiled when the container was created.
-        let compiled = |text: &str| (!text.is_empty()).then(|| Regex::new(text).ok()).flatten();
-        let chosen = |names: &[String], pattern: &Option<Regex>, name: &str| {
-            names.iter().any(|wanted| wanted == name) || pattern.as_ref().is_some_and(|p| p.is_match(name))
-        };
-        let mut attrs = BTreeMap::new();
-        let pattern = compiled(&self.labels_regex);
-        for (name, value) in record.config.labels.iter().flatten() {
-            if chosen(&self.labels, &pattern, name) {
-                attrs.insert(name.clone(), value.clone());
-            }
-        }
-        let pattern = compiled(&self.env_regex);
-        for pair in record.config.env.iter().flatten() {
-            if let Some((name, value)) = pair.split_once('=')
-                && chosen(&self.env, &pattern, name)
-            {
-                attrs.insert(name.to_owned(), value.to_owned());
-            }
-        }
-        let tag = self.tag.of(record);
-        if !tag.is_empty() {
-            attrs.insert("tag".into(), tag);
-        }
-        attrs
+        Ok(Self { max_size, max_file, compress })
     }
 }
 
@@ -301,7 +369,7 @@ impl Tag {
 }
 
 /// `10m`, `1.5GB`, `4096`: bytes, with the units of 1024 that Docker's options mean.
-fn parse_size(text: &str) -> Option<i64> {
+pub(super) fn parse_size(text: &str) -> Option<i64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..digits].parse().ok()?;
     let unit = text[digits..].trim().to_ascii_lowercase();
@@ -319,7 +387,7 @@ fn parse_size(text: &str) -> Option<i64> {
 }
 
 /// Go's `strconv.ParseBool`.
-fn parse_bool(text: &str) -> Option<bool> {
+pub(super) fn parse_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
@@ -364,14 +432,38 @@ mod tests {
         assert_eq!(text("", "tag", "{{.Nme}}"), r#"invalid log tag "{{.Nme}}": no field .Nme"#);
         assert!(text("", "env-regex", "(").starts_with("error parsing regexp: "));
         assert_eq!(
-            text("syslog", "tag", ""),
-            r#"error looking up logging plugin syslog: plugin "syslog" not found"#
+            text("gelf", "tag", ""),
+            r#"error looking up logging plugin gelf: plugin "gelf" not found"#
         );
+        assert_eq!(text("syslog", "cache-disabled", "odd"), "invalid value for option cache-disabled: odd");
         assert_eq!(text("local", "mode", "odd"), "logger: logging mode not supported: odd");
-        let names = [("bogus".to_owned(), String::new())].into();
-        assert_eq!(
-            LogOptions::check_names("json-file", &names).unwrap_err().message(),
-            "unknown log opt 'bogus' for json-file log driver"
-        );
+        for (driver, text) in [
+            ("json-file", "unknown log opt 'bogus' for json-file log driver"),
+            ("local", "unknown log opt 'bogus' for log driver local"),
+            ("syslog", "unknown log opt 'bogus' for syslog log driver"),
+            ("fluentd", "unknown log opt 'bogus' for fluentd log driver"),
+            ("journald", "unknown log opt 'bogus' for journald log driver"),
+        ] {
+            let names = [("bogus".to_owned(), String::new())].into();
+            assert_eq!(LogOptions::check_names(driver, &names).unwrap_err().message(), text);
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_sent_elsewhere_is_kept_within_bounds() {
+        let limits = |given: &[(&str, &str)]| {
+            let options = read("journald", given).unwrap();
+            assert_eq!(options.target, Some(Target::Journald));
+            (options.max_size, options.max_file, options.compress, options.cache_disabled)
+        };
+        assert_eq!(limits(&[]), (20 << 20, 5, true, false));
+        let given = [("cache-max-size", "1m"), ("cache-max-file", "2"), ("cache-compress", "false")];
+        assert_eq!(limits(&given), (1 << 20, 2, false, false));
+        // Docker accepts these.
+        let odd = [("cache-max-size", "-1"), ("cache-max-file", "0"), ("cache-compress", "odd")];
+        assert_eq!(limits(&odd), (20 << 20, 5, true, false));
+        assert!(limits(&[("cache-disabled", "true")]).3);
+        let place = read("fluentd", &[]).unwrap().place(Path::new("/c"), "id").unwrap();
+        assert_eq!((place.path.as_path(), place.form), (Path::new("/c/container-cached.log"), Form::Local));
     }
 }

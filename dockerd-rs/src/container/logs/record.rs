@@ -241,31 +241,72 @@ fn unicode(text: &[u8]) -> (char, usize) {
     }
 }
 
-/// Reads a message of the local driver: protobuf `LogEntry`.
-pub fn parse_local(message: &[u8]) -> Option<Record<'_>> {
+/// A message of the local driver, protobuf `LogEntry`, with all it tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Where it came from.
+    pub source: Source,
+    /// When the shim read it, in nanoseconds since 1970.
+    pub nanos: i64,
+    /// What was written, without the newline.
+    pub line: &'a [u8],
+    /// Its place in a line that is in several pieces or has no end.
+    pub part: Option<Part<'a>>,
+    /// Its number in the log, which the shim adds where dockerd-rs asks for it; 0 for none.
+    pub sequence: u64,
+}
+
+/// The place of a piece in its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part<'a> {
+    /// The same for all pieces of a line.
+    pub id: &'a str,
+    /// From 1.
+    pub ordinal: u64,
+    /// Whether the line ends here.
+    pub last: bool,
+}
+
+/// Reads a message of the local driver.
+pub fn parse_entry(message: &[u8]) -> Option<Entry<'_>> {
     let mut fields = Fields(message);
-    let (mut source, mut nanos, mut line) = (Source::Stdout, 0_u64, &message[..0]);
-    let (mut partial, mut last) = (false, false);
+    let mut entry = Entry { source: Source::Stdout, nanos: 0, line: &message[..0], part: None, sequence: 0 };
     while let Some(field) = fields.next() {
         match field? {
-            (1, Field::Bytes(name)) => source = Source::named(name)?,
-            (2, Field::Number(value)) => nanos = value,
-            (3, Field::Bytes(bytes)) => line = bytes,
+            (1, Field::Bytes(name)) => entry.source = Source::named(name)?,
+            (2, Field::Number(value)) => entry.nanos = value.cast_signed(),
+            (3, Field::Bytes(bytes)) => entry.line = bytes,
             (5, Field::Bytes(metadata)) => {
-                partial = true;
+                let mut part = Part { id: "", ordinal: 0, last: false };
                 let mut fields = Fields(metadata);
                 while let Some(field) = fields.next() {
-                    if let (1, Field::Number(value)) = field? {
-                        last = value != 0;
+                    match field? {
+                        (1, Field::Number(value)) => part.last = value != 0,
+                        (2, Field::Bytes(id)) => part.id = std::str::from_utf8(id).ok()?,
+                        (3, Field::Number(value)) => part.ordinal = value,
+                        _ => {}
                     }
                 }
+                entry.part = Some(part);
             }
+            (15, Field::Number(value)) => entry.sequence = value,
             _ => {}
         }
     }
-    let at = jiff::Timestamp::from_nanosecond(i128::from(nanos.cast_signed())).ok()?;
-    let newline = !partial || last;
-    Some(Record { source, stamp: Stamp::of(at), text: Text::Plain(line, newline), attrs: Vec::new() })
+    Some(entry)
+}
+
+/// Reads a message of the local driver for a client.
+pub fn parse_local(message: &[u8]) -> Option<Record<'_>> {
+    let entry = parse_entry(message)?;
+    let at = jiff::Timestamp::from_nanosecond(i128::from(entry.nanos)).ok()?;
+    let newline = entry.part.is_none_or(|part| part.last);
+    Some(Record {
+        source: entry.source,
+        stamp: Stamp::of(at),
+        text: Text::Plain(entry.line, newline),
+        attrs: Vec::new(),
+    })
 }
 
 enum Field<'a> {
