@@ -7,9 +7,6 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use containerd_rs::config::{Config, ConfigError};
 use containerd_rs::{Daemon, version};
 
-/// How often to look whether memory can be given back.
-const REST: std::time::Duration = std::time::Duration::from_secs(2);
-
 fn main() -> ExitCode {
     let matches = command().get_matches();
     match run(&matches) {
@@ -71,7 +68,7 @@ fn run(matches: &ArgMatches) -> Result<(), Box<dyn std::error::Error>> {
             tokio::spawn(async {
                 let mut rest = sys::memory::Rest::default();
                 loop {
-                    tokio::time::sleep(REST).await;
+                    tokio::time::sleep(rest.pause()).await;
                     rest.look();
                 }
             });

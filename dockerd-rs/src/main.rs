@@ -33,8 +33,6 @@ const BLOCKING_IDLE: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_secs(5);
 /// How many of those who are late at a stop are named.
 const LATE: usize = 20;
-/// How often to look whether memory can be given back.
-const REST: Duration = Duration::from_secs(2);
 /// Layers of heap the allocator may keep; each thread would otherwise get its own.
 const ARENAS: i32 = 2;
 
@@ -155,7 +153,7 @@ async fn run(mut config: Config, logs: Logs) -> Result<()> {
     tokio::spawn(async {
         let mut rest = sys::memory::Rest::default();
         loop {
-            tokio::time::sleep(REST).await;
+            tokio::time::sleep(rest.pause()).await;
             rest.look();
         }
     });

@@ -12,6 +12,11 @@ const IDLE: Duration = Duration::from_millis(20);
 /// again takes less than one). What only the start needed is always worth it.
 const WORTH: Duration = Duration::from_millis(25);
 
+/// How long to wait between two looks.
+const PAUSE: Duration = Duration::from_secs(2);
+/// The same until the start is over.
+const PAUSE_AT_START: Duration = Duration::from_millis(250);
+
 /// Limits the number of heaps that threads spread over. Fewer heaps give freed memory back sooner and contend more; daemons that are idle most
 /// of the time want few. A C library without such heaps ignores it.
 pub fn limit_arenas(count: i32) {
@@ -86,7 +91,7 @@ fn clean_mappings(table: &str, program: &str) -> Vec<(usize, usize)> {
     found
 }
 
-/// Gives memory back when a daemon that has worked comes to rest. [`Rest::look`] is called now and then.
+/// Gives memory back when a daemon that has worked comes to rest. [`Rest::look`] is called again and again, with [`Rest::pause`] between.
 #[derive(Debug, Default)]
 pub struct Rest {
     seen: Duration,
@@ -94,6 +99,11 @@ pub struct Rest {
 }
 
 impl Rest {
+    /// When to look next: often until what only the start needed was given back.
+    pub fn pause(&self) -> Duration {
+        if self.released.is_some() { PAUSE } else { PAUSE_AT_START }
+    }
+
     /// Looks at the processor time used; gives memory back if there was work and there is none now. Whether it did.
     pub fn look(&mut self) -> bool {
         let used = processor_time();
@@ -156,8 +166,10 @@ mod tests {
     #[test]
     fn memory_is_given_back_after_the_start_and_once_after_work() {
         let mut rest = Rest::default();
+        assert_eq!(rest.pause(), PAUSE_AT_START);
         let at = Duration::from_millis;
         let looks: Vec<bool> = [30, 35, 40, 150, 155, 160, 172, 175].map(|used| rest.rests(at(used))).into();
+        assert_eq!(rest.pause(), PAUSE);
         assert_eq!(looks, [false, true, false, false, true, false, false, false]);
     }
 }
