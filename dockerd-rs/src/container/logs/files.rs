@@ -12,7 +12,7 @@ use memchr::{memchr, memrchr};
 use super::record::{Record, parse_json, parse_local};
 
 /// How much is read at once.
-const BLOCK: usize = 256 << 10;
+const BLOCK: u64 = 256 << 10;
 /// A record longer than this is damage: 16 KiB of text can grow to six times that when escaped, and labels come on top.
 const RECORD_MAX: usize = 4 << 20;
 
@@ -284,17 +284,18 @@ impl Blocks {
             self.buffer.clear();
         }
         let before = self.buffer.len();
-        self.buffer.resize(before + BLOCK, 0);
+        // Into memory that nobody clears first: most of these reads find a line or nothing.
         let read = match &mut self.input {
-            Input::Plain(file) => read_some(file, &mut self.buffer[before..]),
-            Input::Gzip(decoder) => match read_some(decoder, &mut self.buffer[before..]) {
+            Input::Plain(file) => file.take(BLOCK).read_to_end(&mut self.buffer),
+            Input::Gzip(decoder) => match decoder.take(BLOCK).read_to_end(&mut self.buffer) {
                 // A file cut short by a crash is read as far as it goes.
                 Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
                 other => other,
             },
         };
-        self.buffer.truncate(before + *read.as_ref().unwrap_or(&0));
-        Ok(read? > 0)
+        let grown = self.buffer.len() > before;
+        // What came before an error is used first; the error comes again.
+        if grown { Ok(true) } else { read.map(|_| false) }
     }
 
     /// Frees the buffer while nothing is expected.
@@ -340,21 +341,6 @@ impl Blocks {
             }
         }
     }
-}
-
-/// Reads until the buffer is full or the end is reached, so that a block is a block also from a decoder.
-fn read_some(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match input.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) if filled > 0 => break,
-            Err(err) => return Err(err),
-        }
-    }
-    Ok(filled)
 }
 
 #[cfg(test)]
