@@ -25,6 +25,13 @@ impl Mac {
         bytes[0] = bytes[0] & 0xfe | 0x02;
         Self(bytes)
     }
+
+    /// The one that goes with an IPv4 address, as Docker made them for long; none for IPv6.
+    pub fn of(ip: IpAddr) -> Option<Self> {
+        let IpAddr::V4(ip) = ip else { return None };
+        let [a, b, c, d] = ip.octets();
+        Some(Self([0x02, 0x42, a, b, c, d]))
+    }
 }
 
 impl fmt::Display for Mac {
@@ -517,5 +524,8 @@ mod tests {
         assert_eq!("02:42:AC:11:00:02".parse::<Mac>().unwrap().to_string(), "02:42:ac:11:00:02");
         assert_eq!("zz".parse::<Mac>().unwrap_err(), "address zz: invalid MAC address");
         assert_eq!(Mac::random().0[0] & 3, 2);
+        let of = |ip: &str| Mac::of(ip.parse().unwrap()).map(|mac| mac.to_string());
+        assert_eq!(of("172.17.0.2").as_deref(), Some("02:42:ac:11:00:02"));
+        assert_eq!(of("fd00::2"), None);
     }
 }

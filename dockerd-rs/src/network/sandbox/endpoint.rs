@@ -39,7 +39,6 @@ pub(super) fn new_endpoint(
     if !linked {
         return Ok(endpoint);
     }
-    endpoint.mac = Some(settings.mac_address.0.map_or_else(Mac::random, Mac));
     let mut used = state.used(network);
     // Endpoints of this very place are not in the state yet.
     used.extend(
@@ -88,6 +87,10 @@ pub(super) fn new_endpoint(
             .links
             .extend(wanted.links.iter().map(|Link { container, alias }| (alias.clone(), container.clone())));
     }
+    // Those on a bridge remember who had an address. With the hardware address that belongs to it they stay right, also when nobody hears the
+    // newcomer's announcement, as happens while many start at once.
+    let own = endpoint.v4.filter(|_| network.driver == Driver::Bridge).and_then(|v4| Mac::of(v4.ip));
+    endpoint.mac = Some(settings.mac_address.0.map(Mac).or(own).unwrap_or_else(Mac::random));
     Ok(endpoint)
 }
 
