@@ -152,6 +152,11 @@ impl Bundle {
         std::fs::read_to_string(self.path.join("init.pid")).ok()?.trim().parse().ok()
     }
 
+    /// The pid the shim left, if it got that far; shims that do not leave one are known by their socket alone.
+    pub fn read_shim_pid(&self) -> Option<u32> {
+        std::fs::read_to_string(self.path.join("shim.pid")).ok()?.trim().parse().ok()
+    }
+
     /// Writes a small file that appears whole, without syncing it.
     fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let temporary = self.path.join(format!(".{name}"));

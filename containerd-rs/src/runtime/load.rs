@@ -5,6 +5,7 @@
 //! cleaned up and the end of its task is announced, once. So is one that no record speaks of any more (the metadata come from a
 //! backup): nobody could ask for its task.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -193,15 +194,24 @@ pub(super) struct Trace {
 }
 
 impl Inner {
+    fn trace(&self, key: &Key, bundle: &Bundle) -> Trace {
+        let address = self.settings.launcher.grpc_address.clone();
+        Trace { key: key.clone(), bundle: bundle.path.clone(), address }
+    }
+
+    /// The process of a task's shim, by the number in its bundle, if that is still one of this task's.
+    pub(super) fn shim_process(&self, key: &Key, bundle: &Bundle) -> Option<OwnedFd> {
+        let pid = bundle.read_shim_pid()?;
+        let process =
+            rustix::process::pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty());
+        process.ok().filter(|_| self.trace(key, bundle).is_of(pid))
+    }
+
     /// Kills a task's shim, and a runc that works for it, where nobody can reach them by their socket.
     ///
     /// Asked again until there is none: a `start` that was at work may fork while we look.
     pub(super) async fn kill_shim(&self, key: &Key, bundle: &Bundle) {
-        let trace = Trace {
-            key: key.clone(),
-            bundle: bundle.path.clone(),
-            address: self.settings.launcher.grpc_address.clone(),
-        };
+        let trace = self.trace(key, bundle);
         let work = move || {
             for _ in 0..20 {
                 let found = trace.processes();
@@ -281,6 +291,15 @@ fn strays(proc: &Path, address: &str) -> Vec<(Key, PathBuf)> {
 
 fn is_same(cwd: &Path, bundle: &Path) -> bool {
     cwd == bundle || cwd.as_os_str().as_bytes() == [bundle.as_os_str().as_bytes(), b" (deleted)"].concat()
+}
+
+/// Waits for the end of a process. Whether it came in time.
+pub(super) async fn ends(process: OwnedFd, within: Duration) -> bool {
+    let wait = move || {
+        let within = Timespec::try_from(within).ok();
+        rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], within.as_ref()).unwrap_or(0) > 0
+    };
+    tokio::task::spawn_blocking(wait).await.unwrap_or(false)
 }
 
 /// Kills a process and waits for its end, a second at most. By descriptor: a pid that is used again is not hit.

@@ -429,13 +429,19 @@ impl Inner {
     /// Ends a shim that has no container any more, and removes its bundle. The caller has claimed the ending.
     async fn take_down(&self, shim: &Arc<Shim>) {
         if !shim.shared {
+            let process = self.shim_process(&shim.key, &shim.bundle);
             if let Err(err) = shim.shutdown().await {
                 tracing::warn!(task = %shim.key, %err, "shim does not shut down");
             }
-            // One that others are in stays for them. Any other is gone before its name is free, or it would be in the way of the next.
-            if !self.shares_process(shim)
-                && tokio::time::timeout(GOING_DEADLINE, shim.client().closed()).await.is_err()
-            {
+            // One that others are in stays for them. Any other is gone before its name is free: it would be in the way of the next, and what it still
+            // has to tell would be taken for the next one's.
+            let is_gone = async {
+                match process {
+                    Some(process) => super::load::ends(process, GOING_DEADLINE).await,
+                    None => tokio::time::timeout(GOING_DEADLINE, shim.client().closed()).await.is_ok(),
+                }
+            };
+            if !self.shares_process(shim) && !is_gone.await {
                 tracing::warn!(task = %shim.key, "shim stays, killing it");
                 self.kill_shim(&shim.key, &shim.bundle).await;
                 self.clean_up_bundle(&shim.key, &shim.bundle, 0).await;
